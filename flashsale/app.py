@@ -1,0 +1,155 @@
+"""The composition root: builds everything from one Config, and runs a server's life from start to drain."""
+
+import asyncio
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvloop
+from msgspec import Struct
+
+from flashsale import supervisor
+from flashsale.batching import Batcher, Limits
+from flashsale.config import Config, split_address
+from flashsale.errors import ListenError
+from flashsale.server import ServerLimits, TcpServer, bind
+from flashsale.store.address import redis_url, shown_url
+from flashsale.store.admin import Admin
+from flashsale.store.embedded import EmbeddedStore
+from flashsale.store.engine import RedisEngine
+
+_log = logging.getLogger(__name__)
+
+
+class Store(Struct, frozen=True):
+    """Where the sales are kept."""
+
+    url: str
+    embedded: EmbeddedStore | None
+
+    def __str__(self) -> str:
+        """Return the address as it may be printed."""
+        return shown_url(self.url) + (" (embedded)" if self.embedded else "")
+
+
+@contextmanager
+def open_store(config: Config) -> Iterator[Store]:
+    """Hold the store of the settings for as long as the context lasts, starting the embedded one if it is that.
+
+    Raises:
+        InvalidValueError: the address is none.
+        StoreUnavailableError: the embedded store does not start.
+    """
+    if config.redis is not None:
+        yield Store(redis_url(config.redis), None)
+        return
+    embedded = EmbeddedStore(Path(config.home))
+    embedded.acquire()
+    try:
+        yield Store(embedded.url, embedded)
+    finally:
+        embedded.release()
+
+
+def open_admin(store: Store) -> Admin:
+    """Return the operator's hands on the store."""
+    return Admin(store.url)
+
+
+def serve(config: Config, announce: Callable[[str], None]) -> int:
+    """Run the server until a signal ends it; return the exit code.
+
+    Args:
+        config: the settings.
+        announce: gets the one line that says where the server listens, once it does.
+
+    Raises:
+        FlashsaleError: the address is taken, or the store cannot be reached or keeps too little.
+    """
+    host, port = split_address(config.listen)
+    _raise_descriptor_limit()
+    # Taken alone, also by several workers: sharing a port is refused to whoever already has it for himself, but would
+    # quietly succeed with another server of several workers.
+    listening = bind(host, port)
+    port = listening.getsockname()[1]
+    shown_host = f"[{host}]" if ":" in host else host
+
+    with open_store(config) as store:
+
+        def ready() -> None:
+            line = f"Server initialized - Listening on {shown_host}:{port}, Redis: {store}"
+            announce(line)
+            _log.info(line)
+            if host not in {"127.0.0.1", "::1", "localhost"}:
+                _log.warning("listening beyond loopback: whoever reaches %s:%d can buy", shown_host, port)
+
+        if config.workers == 1:
+            uvloop.run(_work(config, store, listening, ready))
+            return 0
+        listening.close()
+        reserved = bind(host, port, shared=True)  # never listens; it keeps the port ours while workers come and go
+        try:
+            return supervisor.supervise(
+                config.workers,
+                lambda worker_ready: uvloop.run(_work(config, store, bind(host, port, shared=True), worker_ready)),
+                ready,
+                stop_timeout_s=config.drain_timeout_s + 1,
+            )
+        finally:
+            reserved.close()
+
+
+async def _work(config: Config, store: Store, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT, then drain."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    embedded = store.embedded
+    engine = RedisEngine(
+        store.url,
+        durability=config.durability,
+        revive=None if embedded is None else lambda: asyncio.to_thread(embedded.acquire),
+    )
+    await engine.open()
+    batcher = Batcher(
+        engine,
+        Limits(
+            queue_count_max=config.queue_count_max,
+            batch_count_max=config.batch_count_max,
+            store_deadline_s=config.store_deadline_s,
+            queue_age_max_s=config.queue_age_max_s,
+        ),
+    )
+    server = TcpServer(
+        batcher.submit,
+        ServerLimits(
+            connection_count_max=config.connection_count_max,
+            payload_size_max=config.payload_size_max,
+            in_flight_count_max=config.in_flight_count_max,
+            frame_timeout_s=config.frame_timeout_s,
+            idle_timeout_s=config.idle_timeout_s,
+            write_timeout_s=config.write_timeout_s,
+        ),
+    )
+    try:
+        await server.start(listening)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {config.listen}: {error.strerror}") from error
+    ready()
+    await stopping.wait()
+    _log.info("draining %d connections", server.connection_count)
+    await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
+    await engine.close()
+    _log.info("stopped")
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

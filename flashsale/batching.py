@@ -1,0 +1,256 @@
+"""Group commit: what arrives while one round trip is in flight makes up the next.
+
+One round trip at a time carries one batch for each product that has something waiting. There are no timers: an idle
+server answers after one round trip, a busy one in larger batches. Everything is bounded; beyond a bound the answer is
+BUSY, and when the store is away it is `unavailable` (not executed) or UNKNOWN (perhaps executed).
+"""
+
+import asyncio
+import logging
+from bisect import bisect_right
+from itertools import islice
+from typing import Protocol
+
+from msgspec import Struct
+
+from flashsale.domain import (
+    BUSY,
+    NOT_EXECUTED,
+    UNKNOWN,
+    Ambiguous,
+    Answer,
+    Batch,
+    Defective,
+    NotExecuted,
+    Outcome,
+    Request,
+)
+from flashsale.engine import Engine
+
+_log = logging.getLogger(__name__)
+
+_RETRY_PAUSE_S = 0.05
+_DEADLINE_MARGIN_S = 0.1
+"""Answers are given this much before the deadline, so that they arrive within it."""
+
+
+class Sink(Protocol):
+    """Where answers go: a door's connection. Each ticket is answered exactly once."""
+
+    def answer(self, ticket: int, answer: Answer) -> None:
+        """Take the answer to the request that was submitted with this ticket."""
+        ...
+
+    def flush(self) -> None:
+        """Send what was taken; called once for all the answers of a batch."""
+        ...
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """The bounds of a batcher."""
+
+    queue_count_max: int = 131_072
+    """Requests waiting for their turn; 100,000 buyers at once is the job."""
+    batch_count_max: int = 2_048
+    """Requests of one product in one round trip: bounds how long one script call blocks the store."""
+    round_count_max: int = 64
+    """Products in one round trip."""
+    store_deadline_s: float = 2.0
+    """How long the store may be silent before requests are answered without it."""
+    queue_age_max_s: float = 10.0
+    """A request that waited longer for its turn is dropped unexecuted: its client has given up."""
+
+
+class _Queue:
+    """Requests for one product in order of arrival, as parallel lists."""
+
+    __slots__ = ("arrivals", "requests", "sinks", "tickets")
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.sinks: list[Sink] = []
+        self.tickets: list[int] = []
+        self.arrivals: list[float] = []
+
+    def take(self, count: int) -> "_Queue":
+        """Remove and return the first `count`."""
+        taken = _Queue()
+        for name in self.__slots__:
+            values = getattr(self, name)
+            setattr(taken, name, values[:count])
+            del values[:count]
+        return taken
+
+    def arrived_by(self, moment: float) -> int:
+        """Return how many arrived at or before this moment."""
+        return bisect_right(self.arrivals, moment)
+
+
+class _Pending:
+    """A batch on its way, with those who wait for its answers."""
+
+    __slots__ = ("ambiguous", "answered_count", "product_id", "queue", "sequence")
+
+    def __init__(self, product_id: str, queue: _Queue, sequence: int) -> None:
+        self.product_id = product_id
+        self.queue = queue
+        self.sequence = sequence
+        self.answered_count = 0  # the first ones, told UNKNOWN while the batch is still being resolved
+        self.ambiguous = False  # once sent without a reply, it must stay as it was sent
+
+    @property
+    def waiting(self) -> bool:
+        return self.answered_count < len(self.queue.requests)
+
+
+class Batcher:
+    """Gathers requests from every door, commits them in rounds, and hands the answers back.
+
+    Belongs to one event loop; `submit` is called from it and never blocks.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+        self._engine = engine
+        self._limits = limits or Limits()
+        self._loop = asyncio.get_running_loop()
+        self._queues: dict[str, _Queue] = {}  # by product, those served longest ago first
+        self._waiting_count = 0
+        self._sequence = 0
+        self._unsettled: set[str] = set()  # products with a batch whose fate was never learnt
+        self._progress_at = self._loop.time()
+        self._task: asyncio.Task[None] | None = None
+
+    def submit(self, request: Request, sink: Sink, ticket: int) -> None:
+        """Queue a request; its answer goes to the sink with the ticket, at once when it is BUSY."""
+        if self._waiting_count >= self._limits.queue_count_max:
+            sink.answer(ticket, BUSY)
+            return
+        queue = self._queues.get(request.product_id)
+        if queue is None:
+            queue = self._queues[request.product_id] = _Queue()
+        queue.requests.append(request)
+        queue.sinks.append(sink)
+        queue.tickets.append(ticket)
+        queue.arrivals.append(self._loop.time())
+        self._waiting_count += 1
+        if self._task is None:
+            self._task = self._loop.create_task(self._run())
+
+    async def drain(self) -> None:
+        """Return once every submitted request is answered."""
+        while self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        try:
+            while self._queues:
+                await self._settle(self._next_round())
+        finally:
+            self._task = None
+
+    def _next_round(self) -> list[_Pending]:
+        """Take one batch of each of the products that waited longest."""
+        stale_before = self._loop.time() - self._limits.queue_age_max_s
+        pending = []
+        for product_id in list(islice(self._queues, self._limits.round_count_max)):
+            queue = self._queues.pop(product_id)
+            self._drop_first(queue, queue.arrived_by(stale_before))
+            if len(queue.requests) > self._limits.batch_count_max:
+                self._queues[product_id] = queue
+                queue = queue.take(self._limits.batch_count_max)
+            self._waiting_count -= len(queue.requests)
+            if queue.requests:
+                self._sequence += 1
+                pending.append(_Pending(product_id, queue, self._sequence))
+        return pending
+
+    def _drop_first(self, queue: _Queue, count: int) -> None:
+        """Answer the first `count` requests of a waiting queue without executing them."""
+        if count:
+            dropped = queue.take(count)
+            self._waiting_count -= count
+            _deliver(dropped.sinks, dropped.tickets, [NOT_EXECUTED] * count)
+
+    async def _settle(self, pending: list[_Pending]) -> None:
+        """Commit the batches, again and again if need be, until each of their requests is answered."""
+        while pending:
+            outcomes = await self._commit(pending)
+            for item, outcome in zip(pending, outcomes, strict=True):
+                self._take_outcome(item, outcome)
+            pending = [item for item in pending if item.waiting]
+            if pending:
+                self._expire(pending)
+                pending = [item for item in pending if item.waiting]
+                await asyncio.sleep(_RETRY_PAUSE_S)
+
+    async def _commit(self, pending: list[_Pending]) -> list[Outcome]:
+        batches = [
+            Batch(
+                item.product_id,
+                item.queue.requests,
+                item.sequence,
+                fenced=item.ambiguous or item.product_id in self._unsettled,
+            )
+            for item in pending
+        ]
+        oldest_at = min(item.queue.arrivals[item.answered_count] for item in pending)
+        due_at = max(oldest_at, self._progress_at) + self._limits.store_deadline_s - _DEADLINE_MARGIN_S
+        timeout_s = max(due_at - self._loop.time(), _RETRY_PAUSE_S)
+        try:
+            return await self._engine.commit(batches, timeout_s=timeout_s)
+        except Exception:  # noqa: BLE001 - a bug, met with the safe answer: nothing is known of these batches
+            _log.exception("the engine failed")
+            return [Ambiguous("the engine failed")] * len(batches)
+
+    def _take_outcome(self, item: _Pending, outcome: Outcome) -> None:
+        match outcome:
+            case list():
+                self._progress_at = self._loop.time()
+                self._unsettled.discard(item.product_id)
+                self._answer_rest(item, outcome[item.answered_count :])
+            case Ambiguous():
+                item.ambiguous = True
+            case NotExecuted():
+                pass
+            case Defective():
+                answer = UNKNOWN if item.ambiguous else NOT_EXECUTED
+                self._answer_rest(item, [answer] * (len(item.queue.requests) - item.answered_count))
+
+    def _answer_rest(self, item: _Pending, answers: list[Answer]) -> None:
+        first, item.answered_count = item.answered_count, item.answered_count + len(answers)
+        if first:
+            _deliver(item.queue.sinks[first:], item.queue.tickets[first:], answers)
+        else:
+            _deliver(item.queue.sinks, item.queue.tickets, answers)
+
+    def _expire(self, pending: list[_Pending]) -> None:
+        """Answer, without the store, those for whom it has been silent too long."""
+        silent_since = self._loop.time() - self._limits.store_deadline_s + _DEADLINE_MARGIN_S + _RETRY_PAUSE_S
+        if self._progress_at > silent_since:
+            return
+        for item in pending:
+            count = item.queue.arrived_by(silent_since)
+            if not item.ambiguous:
+                dropped = item.queue.take(count)  # told "not executed", so they must not be sent again
+                _deliver(dropped.sinks, dropped.tickets, [NOT_EXECUTED] * count)
+            elif count > item.answered_count:
+                first, item.answered_count = item.answered_count, count
+                _deliver(
+                    item.queue.sinks[first:count],
+                    item.queue.tickets[first:count],
+                    [UNKNOWN] * (count - first),
+                )
+                if not item.waiting:
+                    self._unsettled.add(item.product_id)
+        for product_id in list(self._queues):
+            queue = self._queues[product_id]
+            self._drop_first(queue, queue.arrived_by(silent_since))
+            if not queue.requests:
+                del self._queues[product_id]
+
+
+def _deliver(sinks: list[Sink], tickets: list[int], answers: list[Answer]) -> None:
+    for sink, ticket, answer in zip(sinks, tickets, answers, strict=True):
+        sink.answer(ticket, answer)
+    for sink in dict.fromkeys(sinks):
+        sink.flush()

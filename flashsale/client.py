@@ -1,0 +1,181 @@
+"""The client library: purchases over one pipelined connection, with time-outs, reconnecting, and typed answers."""
+
+import asyncio
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from flashsale.domain import Answer, GetStatus, Purchase
+from flashsale.errors import AnswerTimeoutError, ConnectionLostError, ProtocolError
+from flashsale.wire import (
+    PAYLOAD_SIZE_MAX,
+    FrameReader,
+    MessageType,
+    decode_answer,
+    encode_frame,
+    encode_request,
+)
+
+_RECONNECT_PAUSE_S = 0.05
+
+
+class Client:
+    """A client of one flashsale server; an async context manager, safe for any number of tasks at once.
+
+        async with Client("127.0.0.1", 8080) as client:
+            answer = await client.purchase("iphone15", "user_1")
+
+    Requests are pipelined over one connection, which is made with the first request and again after it broke. A request
+    that was under way when it broke is never sent again by itself: a purchase has no identity yet by which the server
+    would know it, so the caller decides.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        *,
+        timeout_s: float = 5.0,
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        """Name the server.
+
+        Args:
+            host: its name or address.
+            port: its TCP port.
+            timeout_s: how long to wait for each answer.
+            connect_timeout_s: how long to keep trying to connect, while the server is not there.
+        """
+        self._host, self._port = host, port
+        self._timeout_s, self._connect_timeout_s = timeout_s, connect_timeout_s
+        self._link: _Link | None = None
+        self._connecting = asyncio.Lock()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        """Return itself; connects with the first request."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; requests under way raise ConnectionLostError."""
+        self._closed = True
+        if self._link is not None:
+            self._link.close()
+
+    async def purchase(self, product_id: str, user_id: str) -> Answer:
+        """Buy one unit: Success, SoldOut, Busy, Unknown, or Failed with the server's words.
+
+        Raises:
+            ConnectionLostError: no connection could be made, or it broke before the answer (outcome unknown).
+            AnswerTimeoutError: no answer within `timeout_s`: the outcome is unknown.
+            ProtocolError: the server answered something else.
+        """
+        return await self._ask(encode_request(Purchase(product_id, user_id)))
+
+    async def status(self, product_id: str) -> Answer:
+        """Return a ProductStatus, or Failed with the server's words; raises as `purchase` does."""
+        return await self._ask(encode_request(GetStatus(product_id)))
+
+    async def ping(self, payload: bytes = b"") -> bytes:
+        """Return the payload as the server echoes it; raises as `purchase` does."""
+        _, echoed = await self._exchange(encode_frame(MessageType.PING, payload))
+        return echoed
+
+    async def _ask(self, frame: bytes) -> Answer:
+        _, payload = await self._exchange(frame)
+        try:
+            return decode_answer(payload)
+        except ValueError as error:
+            raise ProtocolError(f"the server sent an answer that is none: {error}") from error
+
+    async def _exchange(self, frame: bytes) -> tuple[int, bytes]:
+        link = self._link
+        if link is None or link.lost:
+            link = await self._connect()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await link.exchange(frame)
+        except TimeoutError:
+            raise AnswerTimeoutError(f"no answer within {self._timeout_s} s") from None
+
+    async def _connect(self) -> "_Link":
+        async with self._connecting:
+            if self._link is not None and not self._link.lost:
+                return self._link  # another task was faster
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + self._connect_timeout_s
+            while True:
+                if self._closed:
+                    raise ConnectionLostError("the client is closed")
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        _, self._link = await loop.create_connection(_Link, self._host, self._port)
+                    return self._link
+                except OSError as error:  # also the time-out
+                    if loop.time() + _RECONNECT_PAUSE_S >= deadline:
+                        reason = error.strerror or "no connection in time"
+                        raise ConnectionLostError(f"cannot reach {self._host}:{self._port}: {reason}") from error
+                await asyncio.sleep(_RECONNECT_PAUSE_S)
+
+
+class _Link(asyncio.Protocol):
+    """One connection; answers come in the order of requests, so a queue of futures pairs them."""
+
+    def __init__(self) -> None:
+        self._reader = FrameReader(PAYLOAD_SIZE_MAX)
+        self._waiting: deque[asyncio.Future[tuple[int, bytes]]] = deque()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._transport: asyncio.Transport | None = None
+        self.lost = False
+
+    async def exchange(self, frame: bytes) -> tuple[int, bytes]:
+        await self._writable.wait()
+        if self.lost or self._transport is None:
+            raise ConnectionLostError("the connection broke before the request was sent")
+        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(answer)
+        self._transport.write(frame)
+        return await answer
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for frame in self._reader.feed(data):
+            if not self._waiting:
+                self.close()  # a notice: the server has no place for us, and says why before it closes
+                return
+            answer = self._waiting.popleft()
+            if not answer.done():  # its caller may have given up
+                answer.set_result(frame)
+
+    def eof_received(self) -> None:
+        self.lost = True  # the server has said its last; nothing more may be asked here
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self._writable.set()
+        for answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(
+                    ConnectionLostError("the connection broke before the answer came: outcome unknown")
+                )
+        self._waiting.clear()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()

@@ -1,0 +1,111 @@
+"""Settings: defaults < TOML file < environment < flags, in one frozen value. Read by app alone."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct, structs
+
+from flashsale.batching import Limits
+from flashsale.errors import ConfigError
+from flashsale.server import ServerLimits
+from flashsale.store.durability import Durability
+from flashsale.wire import PAYLOAD_SIZE_MAX
+
+ENVIRONMENT = {
+    "LISTEN_ADDR": "listen",
+    "REDIS_ADDR": "redis",
+    "REDIS_URL": "redis",
+}
+"""Variables with names of their own, the later ones winning; any other setting is FLASHSALE_<NAME>."""
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every setting of a server, with its default. Sizes are in bytes, times in seconds."""
+
+    listen: str = "127.0.0.1:8080"
+    """HOST:PORT; an empty host means all interfaces, port 0 a free one."""
+    workers: int = 1
+    """Server processes that share the port."""
+    home: str = "~/.local/state/flashsale"
+    """The embedded store's directory."""
+    redis: str | None = None
+    """A store of one's own instead of the embedded one."""
+    durability: Durability = Durability.LOCAL
+    """What a confirmed sale survives."""
+    payload_size_max: int = ServerLimits().payload_size_max
+    connection_count_max: int = ServerLimits().connection_count_max
+    in_flight_count_max: int = ServerLimits().in_flight_count_max
+    frame_timeout_s: float = ServerLimits().frame_timeout_s
+    idle_timeout_s: float = ServerLimits().idle_timeout_s
+    write_timeout_s: float = ServerLimits().write_timeout_s
+    queue_count_max: int = Limits().queue_count_max
+    batch_count_max: int = Limits().batch_count_max
+    store_deadline_s: float = Limits().store_deadline_s
+    queue_age_max_s: float = Limits().queue_age_max_s
+    drain_timeout_s: float = 8.0
+    """From the signal to the end of a server."""
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "workers": (1, 64),
+    "payload_size_max": (64, PAYLOAD_SIZE_MAX),
+    "connection_count_max": (1, 1_000_000),
+    "in_flight_count_max": (1, 65_536),
+    "frame_timeout_s": (1, 3600),
+    "idle_timeout_s": (1, 86_400),
+    "write_timeout_s": (1, 3600),
+    "queue_count_max": (1, 10_000_000),
+    "batch_count_max": (1, 100_000),
+    "store_deadline_s": (0.3, 60),
+    "queue_age_max_s": (0.3, 600),
+    "drain_timeout_s": (1, 60),
+}
+
+
+def load_config(
+    path: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Return the settings from a TOML file, the environment and flags, each overriding those before it.
+
+    Args:
+        path: the TOML file, if there is one; its keys are the fields of Config.
+        environment: FLASHSALE_<NAME> for each field, and the names in ENVIRONMENT.
+        flags: by field; None means not given.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown name, a value of the wrong type or out of its range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values |= tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from error
+    names = {f"FLASHSALE_{field.name.upper()}": field.name for field in structs.fields(Config)}
+    for variable, name in (ENVIRONMENT | names).items():
+        if environment.get(variable):
+            values[name] = environment[variable]
+    values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        config = msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"a setting is wrong: {error}") from error
+    for name, (low, high) in _RANGES.items():
+        if not low <= getattr(config, name) <= high:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be from {low} to {high}")
+    return config
+
+
+def split_address(value: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT, :PORT or [IPV6]:PORT; raises ConfigError when it is none of these."""
+    host, separator, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if separator and port.isascii() and port.isdigit() and int(port) <= 65_535:
+        return host, int(port)
+    raise ConfigError(f"'{value}' is not an address: give HOST:PORT, or :PORT for all interfaces")

@@ -1,0 +1,140 @@
+"""One client's connection without its socket: bytes in, requests out; answers in, bytes out, in order.
+
+The shell (server.py) hands every segment to `receive`, submits the requests that come back, and hands each answer to
+`answer` with the request's ticket. Answers may come in any order; `data_to_send` gives them in the order of the
+requests (protocol.md, "Pipelining and order").
+"""
+
+from flashsale.domain import Answer, Failed, Request
+from flashsale.wire import (
+    PAYLOAD_TOO_LARGE,
+    Frame,
+    FrameReader,
+    MessageType,
+    decode_request,
+    encode_answer,
+    encode_frame,
+)
+
+IN_FLIGHT_DEFAULT = 1024
+"""How many requests of one connection may wait for their answers before reading stops."""
+
+_TYPE_BITS = 8
+_TYPE_MASK = (1 << _TYPE_BITS) - 1
+_PING = int(MessageType.PING)
+
+
+class ServerConnection:
+    """Parses requests, keeps answers in order, and says when to stop reading and when to close.
+
+    A ticket is an int that stands for one request of this connection; its meaning is private to this class.
+    """
+
+    __slots__ = ("_early", "_head", "_in_flight_count_max", "_next", "_out", "_reader", "_waiting", "closing")
+
+    def __init__(self, *, payload_size_max: int, in_flight_count_max: int = IN_FLIGHT_DEFAULT) -> None:
+        self._reader = FrameReader(payload_size_max)
+        self._in_flight_count_max = in_flight_count_max
+        self._next = 0  # the index of the next request
+        self._head = 0  # the index of the first request whose answer is not yet in _out
+        self._early: dict[int, bytes] | None = None  # answers that came before their turn
+        self._out: list[bytes] = []
+        self._waiting: list[Frame] | None = None  # frames behind the in-flight limit
+        self.closing = False
+        """No request is taken any more; close once `unanswered_count` is 0 and the bytes are out."""
+
+    @property
+    def unanswered_count(self) -> int:
+        """How many requests were handed out and have no answer yet."""
+        return self._next - self._head
+
+    @property
+    def received_count(self) -> int:
+        """How many whole frames were taken so far."""
+        return self._next
+
+    @property
+    def saturated(self) -> bool:
+        """Whether requests wait behind the in-flight limit, so that the shell should stop reading."""
+        return self._waiting is not None
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the peer has begun a frame and not finished it."""
+        return self._reader.incomplete
+
+    def receive(self, data: bytes) -> list[tuple[int, Request]]:
+        """Take a segment and return (ticket, request) for each request that someone must decide.
+
+        What the connection answers by itself (PING, every error) goes straight to the output.
+        """
+        if self.closing:
+            return []
+        frames = self._reader.feed(data)
+        if self._waiting is not None:
+            self._waiting += frames
+            return []
+        return self._take(frames)
+
+    def resume(self) -> list[tuple[int, Request]]:
+        """Return the requests that waited behind the in-flight limit, as far as it now allows."""
+        if self._waiting is None or self.closing:
+            return []
+        waiting, self._waiting = self._waiting, None
+        return self._take(waiting)
+
+    def _take(self, frames: list[Frame]) -> list[tuple[int, Request]]:
+        requests: list[tuple[int, Request]] = []
+        for position, frame in enumerate(frames):
+            if self._next - self._head >= self._in_flight_count_max:
+                self._waiting = frames[position:]
+                return requests
+            message_type = frame[0]
+            ticket = self._next << _TYPE_BITS | message_type
+            self._next += 1
+            if message_type == _PING:
+                self._put(ticket, encode_frame(message_type, frame[1]))
+                continue
+            request = decode_request(frame)
+            if isinstance(request, str):
+                self.answer(ticket, Failed(request))
+            else:
+                requests.append((ticket, request))
+        if self._reader.oversized is not None:
+            self._refuse_oversized(self._reader.oversized)
+        return requests
+
+    def _refuse_oversized(self, message_type: int) -> None:
+        ticket = self._next << _TYPE_BITS | message_type
+        self._next += 1
+        self.answer(ticket, Failed(PAYLOAD_TOO_LARGE))
+        self.closing = True
+
+    def answer(self, ticket: int, answer: Answer) -> None:
+        """Give the answer to one request; each ticket exactly once."""
+        self._put(ticket, encode_answer(ticket & _TYPE_MASK, answer))
+
+    def _put(self, ticket: int, frame: bytes) -> None:
+        index = ticket >> _TYPE_BITS
+        if index != self._head:
+            if self._early is None:
+                self._early = {}
+            self._early[index] = frame
+            return
+        self._out.append(frame)
+        self._head = index + 1
+        if self._early is not None:
+            while (following := self._early.pop(self._head, None)) is not None:
+                self._out.append(following)
+                self._head += 1
+            if not self._early:
+                self._early = None
+
+    def data_to_send(self) -> bytes:
+        """Return, once, the answers whose turn has come; empty when there are none."""
+        out = self._out
+        if not out:
+            return b""
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        return data

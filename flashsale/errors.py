@@ -1,0 +1,52 @@
+"""The errors a caller of the package can meet, each one sentence for a person.
+
+Everything raised on purpose derives from `FlashsaleError`; the CLI prints its text on one line and exits with 1.
+"""
+
+
+class FlashsaleError(Exception):
+    """Something a person has to read: the text is one clear sentence."""
+
+
+class InvalidValueError(FlashsaleError, ValueError):
+    """An id, a stock, a setting or an address that cannot be used."""
+
+
+class ConfigError(InvalidValueError):
+    """A settings file, an environment variable or a flag that cannot be read."""
+
+
+class ProductNotFoundError(FlashsaleError):
+    """There is no product of that id."""
+
+    def __init__(self, product_id: str) -> None:
+        super().__init__(f"Product '{product_id}' not found")
+        self.product_id = product_id
+
+
+class ProductExistsError(FlashsaleError):
+    """The product has buyers already, and the operator did not say to overwrite them."""
+
+
+class StoreUnavailableError(FlashsaleError):
+    """Redis cannot be reached, or answered with an error; nothing was changed."""
+
+
+class StoreRefusedError(FlashsaleError):
+    """Redis can be reached but keeps less than was promised to buyers (`--durability`)."""
+
+
+class ListenError(FlashsaleError):
+    """The address to listen on cannot be had."""
+
+
+class ConnectionLostError(FlashsaleError):
+    """The link to the flashsale server broke before the answer came: the outcome is unknown."""
+
+
+class AnswerTimeoutError(FlashsaleError):
+    """The flashsale server did not answer in time: the outcome is unknown."""
+
+
+class ProtocolError(FlashsaleError):
+    """The other side sent bytes that are not the protocol of protocol.md."""

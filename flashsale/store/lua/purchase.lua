@@ -1,0 +1,95 @@
+-- Decides one batch of single-unit purchases of one product: the group commit's one round trip.
+--
+-- KEYS  1 stock (integer)   2 buyers (list)   3 sessions (hash)
+-- ARGV  1 session           who sends: one server worker
+--       2 sequence          of the batch within its session; the same when it is sent again
+--       3 fenced            '1': remember the sequence even when nothing changes
+--       4 count             purchases wanted
+--       5 users             msgpack array of `count` user ids, in order of arrival
+--       6 product id        for the events
+-- Returns {sequence, code, stock, granted, sold}: stock and sold as they were before this batch; the first `granted`
+-- purchases succeed, the rest are sold out.
+-- Codes: 0 decided, now or when it was sent before; 1 no such product; 2 overtaken by a later batch of its session;
+-- 3 stock is not a number this engine can count in.
+--
+-- A script that fails half-way is not rolled back, so everything is read and checked before the first write, and the
+-- first write is one that Redis refuses when it is out of memory or may not write.
+
+local DECIDED, NOT_FOUND, OVERTAKEN, DEFECTIVE = 0, 1, 2, 3
+local STOCK_MAX = 9007199254740991 -- 2^53-1: Lua numbers are doubles
+local SESSIONS_KEPT = 64
+local SESSION_AGE_MAX_S = 86400
+local CHUNK = 1000 -- unpack() puts its values on the C stack, which takes 8,000
+
+local session, sequence, fenced = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+local count = tonumber(ARGV[4])
+
+local raw = redis.call('GET', KEYS[1])
+local sold = redis.call('LLEN', KEYS[2])
+local record = redis.call('HGET', KEYS[3], session)
+
+if record then
+  local last, stock_then, granted_then, sold_then, found = string.match(record, '^(%d+) (%d+) (%d+) (%d+) (%d)')
+  last = tonumber(last)
+  if sequence == last then
+    return {sequence, tonumber(found), tonumber(stock_then), tonumber(granted_then), tonumber(sold_then)}
+  elseif sequence < last then
+    return {sequence, OVERTAKEN, 0, 0, 0}
+  end
+end
+
+-- Remembers this batch's outcome; forgets sessions that have been silent for a day once there are many.
+local function remember(now_s, stock, granted, code)
+  local added = redis.call('HSET', KEYS[3], session,
+    string.format('%.0f %.0f %.0f %.0f %d %s', sequence, stock, granted, sold, code, now_s))
+  if added == 1 and redis.call('HLEN', KEYS[3]) > SESSIONS_KEPT then
+    local all = redis.call('HGETALL', KEYS[3])
+    for i = 1, #all, 2 do
+      local written_s = tonumber(string.match(all[i + 1], '(%d+)$'))
+      if tonumber(now_s) - written_s > SESSION_AGE_MAX_S then
+        redis.call('HDEL', KEYS[3], all[i])
+      end
+    end
+  end
+end
+
+if not raw then
+  if fenced then
+    remember(redis.call('TIME')[1], 0, 0, NOT_FOUND)
+  end
+  return {sequence, NOT_FOUND, 0, 0, 0}
+end
+
+local stock = tonumber(raw)
+if not string.match(raw, '^-?%d+$') or stock > STOCK_MAX then
+  return {sequence, DEFECTIVE, 0, 0, 0}
+end
+stock = math.max(stock, 0)
+
+local granted = math.min(stock, count)
+if granted == 0 and not fenced then
+  return {sequence, DECIDED, stock, 0, sold}
+end
+
+local now_s = redis.call('TIME')[1]
+if granted > 0 then
+  local users = cmsgpack.unpack(ARGV[5])
+  redis.call('DECRBY', KEYS[1], string.format('%.0f', granted))
+  for first = 1, granted, CHUNK do
+    redis.call('LPUSH', KEYS[2], unpack(users, first, math.min(first + CHUNK - 1, granted)))
+  end
+  remember(now_s, stock, granted, DECIDED)
+  local product = cjson.encode(ARGV[6])
+  local head = '{"event":"purchase","product_id":' .. product .. ',"buyer":'
+  local tail = ',"timestamp":' .. now_s .. '}'
+  for i = 1, granted do
+    redis.call('PUBLISH', 'flashsale_events',
+      head .. cjson.encode(users[i]) .. ',"remaining":' .. string.format('%.0f', stock - i) .. tail)
+  end
+  if granted == stock then
+    redis.call('PUBLISH', 'flashsale_events', '{"event":"sold_out","product_id":' .. product .. tail)
+  end
+else
+  remember(now_s, stock, 0, DECIDED)
+end
+return {sequence, DECIDED, stock, granted, sold}

@@ -1,0 +1,124 @@
+"""Several worker processes on one port: starts them, starts again those that die, ends them together.
+
+The supervisor runs no event loop, so that forking is safe at any time. Each worker holds a pipe from it: when the
+supervisor is gone, however it went, its workers drain and end too.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from flashsale.errors import FlashsaleError
+
+_log = logging.getLogger(__name__)
+
+RESTART_PAUSE_S = 0.5
+"""A worker that lived less than this is started again only after it."""
+
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+
+
+def supervise(
+    count: int,
+    work: Callable[[Callable[[], None]], None],
+    ready: Callable[[], None],
+    *,
+    stop_timeout_s: float,
+) -> int:
+    """Run `count` workers until SIGTERM or SIGINT; return the exit code.
+
+    Args:
+        count: how many workers.
+        work: one worker's whole life, in a process of its own; it calls its argument once it serves.
+        ready: called here when all of them serve.
+        stop_timeout_s: from the signal to kill -9 of what is left.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    lifeline, held = os.pipe()  # `held` stays open here alone
+    workers: dict[int, float] = {}  # pid -> when it started
+    try:
+        for _ in range(count):
+            pid, serves = _start(work, lifeline, held)
+            workers[pid] = time.monotonic()
+            if not serves:
+                _, status = os.waitpid(pid, 0)
+                del workers[pid]
+                return os.waitstatus_to_exitcode(status) or 1
+        ready()
+        while True:
+            number = signal.sigwait(_SIGNALS)
+            if number != signal.SIGCHLD:
+                return 0
+            for pid, code in _dead(workers):
+                started = workers.pop(pid)
+                _log.error("worker %d ended with exit code %d; starting another", pid, code)
+                time.sleep(max(0.0, RESTART_PAUSE_S - (time.monotonic() - started)))
+                new_pid, _ = _start(work, lifeline, held)
+                workers[new_pid] = time.monotonic()
+    finally:
+        _stop(workers, stop_timeout_s)
+        os.close(held)
+        os.close(lifeline)
+
+
+def _start(work: Callable[[Callable[[], None]], None], lifeline: int, held: int) -> tuple[int, bool]:
+    """Fork a worker; return its process id and whether it came so far as to serve."""
+    told, telling = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(told)
+            os.close(held)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+            work(lambda: (os.write(telling, b"!"), None)[1])
+            code = 0
+        except FlashsaleError as error:
+            sys.stderr.write(f"{error}\n")
+        except BaseException:  # noqa: BLE001 - a forked child must not run on into its parent's code
+            _log.exception("a worker failed")
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    os.close(telling)
+    serves = os.read(told, 1) == b"!"
+    os.close(told)
+    return pid, serves
+
+
+def _end_with(lifeline: int) -> None:
+    """Wait for the supervisor's end of the pipe to go, then end this worker as a signal would."""
+    os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _dead(workers: dict[int, float]) -> list[tuple[int, int]]:
+    """Return (process id, exit code) of the workers that ended."""
+    ended = []
+    for pid in workers:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            ended.append((pid, os.waitstatus_to_exitcode(status)))
+    return ended
+
+
+def _stop(workers: dict[int, float], timeout_s: float) -> None:
+    """Ask the workers to end, and kill those that have not when the time is up."""
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while workers and time.monotonic() < deadline:
+        for pid, _ in _dead(workers):
+            del workers[pid]
+        time.sleep(0.02)
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

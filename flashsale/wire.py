@@ -1,0 +1,151 @@
+"""Frames and message bodies: bytes to values and back. The document is protocol.md.
+
+A frame is `type (1 byte) | length (4 bytes, big-endian, of the payload) | payload`. `FrameReader` is total: whatever
+the bytes and however they are cut, it yields the same frames and then at most one error.
+"""
+
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple
+
+import msgspec
+
+from flashsale.domain import Answer, Event, GetStatus, Purchase, Request
+
+PAYLOAD_SIZE_DEFAULT = 64 * 1024
+PAYLOAD_SIZE_MAX = 1024 * 1024
+"""The largest payload a server may be configured to take, in bytes."""
+
+_HEADER = Struct(">BI")
+HEADER_SIZE = _HEADER.size
+_unpack_header = _HEADER.unpack_from
+_pack_header = _HEADER.pack
+
+
+class MessageType(IntEnum):
+    """The first byte of a frame. Values below 0x20, so that no HTTP method can be mistaken for one."""
+
+    NOTICE = 0x00
+    PURCHASE = 0x01
+    RESERVE = 0x02
+    CONFIRM = 0x03
+    CANCEL = 0x04
+    STATUS = 0x05
+    PING = 0x06
+
+
+UNKNOWN_MESSAGE_TYPE = "unknown message type"
+INVALID_JSON = "invalid json"
+MISSING_FIELD = "missing product_id or user_id"
+PAYLOAD_TOO_LARGE = "payload too large"
+
+
+class Frame(NamedTuple):
+    """One message as it stands on the wire, without its header."""
+
+    type: int
+    payload: bytes
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames, holding back an incomplete one.
+
+    `payload_size_max` is in bytes. A frame that announces more sets `oversized` to its type, after the good frames
+    before it; nothing is kept for it, and the reader takes no more bytes.
+    """
+
+    __slots__ = ("_kept", "_needed", "_payload_size_max", "oversized")
+
+    def __init__(self, payload_size_max: int = PAYLOAD_SIZE_DEFAULT) -> None:
+        self._payload_size_max = payload_size_max
+        self._kept: bytearray | None = None
+        self._needed = 0
+        self.oversized: int | None = None
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the stream stands in the middle of a frame."""
+        return self._kept is not None
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take the next bytes and return the frames that they complete."""
+        if self.oversized is not None:
+            return []
+        if self._kept is not None:
+            self._kept += data
+            if len(self._kept) < self._needed:
+                return []  # asked once per segment, so that a frame sent byte by byte costs no copying
+            data = bytes(self._kept)
+            self._kept = None
+        frames: list[Frame] = []
+        position, size = 0, len(data)
+        while size - position >= HEADER_SIZE:
+            message_type, length = _unpack_header(data, position)
+            if length > self._payload_size_max:
+                self.oversized = message_type
+                return frames
+            end = position + HEADER_SIZE + length
+            if end > size:
+                self._needed = HEADER_SIZE + length
+                self._kept = bytearray(data[position:])
+                return frames
+            frames.append(Frame(message_type, data[position + HEADER_SIZE : end]))
+            position = end
+        if position < size:
+            self._needed = HEADER_SIZE
+            self._kept = bytearray(data[position:])
+        return frames
+
+
+def encode_frame(message_type: int, payload: bytes) -> bytes:
+    """Return the payload behind its header."""
+    return _pack_header(message_type, len(payload)) + payload
+
+
+# The one table of requests: what a type carries. PING carries bytes and is answered by the connection itself.
+_REQUEST_DECODERS: dict[int, msgspec.json.Decoder[Purchase] | msgspec.json.Decoder[GetStatus]] = {
+    MessageType.PURCHASE: msgspec.json.Decoder(Purchase),
+    MessageType.STATUS: msgspec.json.Decoder(GetStatus),
+}
+_REQUEST_TYPES: dict[type, MessageType] = {Purchase: MessageType.PURCHASE, GetStatus: MessageType.STATUS}
+_ANSWER_DECODER: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+_EVENT_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_encode_json = msgspec.json.Encoder().encode
+
+
+def decode_request(frame: Frame) -> Request | str:
+    """Return the request that a frame carries, or the error text that answers it."""
+    message_type, payload = frame
+    decoder = _REQUEST_DECODERS.get(message_type)
+    if decoder is None:
+        return UNKNOWN_MESSAGE_TYPE
+    try:
+        if not payload.isascii():
+            payload.decode()  # msgspec skips unknown fields without looking whether they are UTF-8
+        request = decoder.decode(payload)
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors; deep nesting is the other
+        return INVALID_JSON
+    if not request.product_id or (message_type == MessageType.PURCHASE and not request.user_id):  # type: ignore[union-attr]
+        return MISSING_FIELD
+    return request
+
+
+def encode_request(request: Request) -> bytes:
+    """Return the frame that asks for this."""
+    return encode_frame(_REQUEST_TYPES[type(request)], _encode_json(request))
+
+
+def encode_answer(message_type: int, answer: Answer) -> bytes:
+    """Return the frame that answers a request of that type."""
+    payload = _encode_json(answer)
+    return _pack_header(message_type, len(payload)) + payload
+
+
+def decode_answer(payload: bytes) -> Answer:
+    """Return the answer that a payload carries; raises msgspec.DecodeError (a ValueError) when it is none."""
+    return _ANSWER_DECODER.decode(payload)
+
+
+def decode_event(payload: bytes) -> Event:
+    """Return the sale event that a published message carries; raises msgspec.DecodeError when it is none."""
+    return _EVENT_DECODER.decode(payload)
