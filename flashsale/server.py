@@ -123,10 +123,8 @@ class Session(asyncio.Protocol):
         transport, connection = self._transport, self._connection
         if self._ended or transport is None or transport.is_closing():
             return
-        if connection.saturated:
-            resume_at_count = self._server.limits.in_flight_count_max // 2
-            while connection.saturated and connection.unanswered_count <= resume_at_count:
-                self._submit(connection.resume())
+        while connection.saturated and connection.unanswered_count <= self._server.limits.in_flight_count_max // 2:
+            self._submit(connection.resume())
         data = connection.data_to_send()
         if data:
             transport.write(data)
