@@ -9,7 +9,7 @@ import asyncio
 import logging
 from bisect import bisect_right
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -61,46 +61,21 @@ class Limits(Struct, frozen=True, kw_only=True):
     """A request that waited longer for its turn is dropped unexecuted: its client has given up."""
 
 
-class _Queue:
-    """Requests for one product in order of arrival, as parallel lists."""
-
-    __slots__ = ("arrivals", "requests", "sinks", "tickets")
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.sinks: list[Sink] = []
-        self.tickets: list[int] = []
-        self.arrivals: list[float] = []
-
-    def take(self, count: int) -> "_Queue":
-        """Remove and return the first `count`."""
-        taken = _Queue()
-        for name in self.__slots__:
-            values = getattr(self, name)
-            setattr(taken, name, values[:count])
-            del values[:count]
-        return taken
-
-    def arrived_by(self, moment: float) -> int:
-        """Return how many arrived at or before this moment."""
-        return bisect_right(self.arrivals, moment)
+_Waiting: TypeAlias = tuple[Request, Sink, int, float]
+"""A request, whom its answer goes to, its ticket there, and when it arrived on the loop's clock."""
 
 
 class _Pending:
     """A batch on its way, with those who wait for its answers."""
 
-    __slots__ = ("ambiguous", "answered_count", "product_id", "queue", "sequence")
+    __slots__ = ("ambiguous", "product_id", "requests", "sequence", "waiting")
 
-    def __init__(self, product_id: str, queue: _Queue, sequence: int) -> None:
+    def __init__(self, product_id: str, waiting: list[_Waiting], sequence: int) -> None:
         self.product_id = product_id
-        self.queue = queue
+        self.waiting = waiting  # without the first ones, once they are told UNKNOWN
+        self.requests = [request for request, _, _, _ in waiting]
         self.sequence = sequence
-        self.answered_count = 0  # the first ones, told UNKNOWN while the batch is still being resolved
-        self.ambiguous = False  # once sent without a reply, it must stay as it was sent
-
-    @property
-    def waiting(self) -> bool:
-        return self.answered_count < len(self.queue.requests)
+        self.ambiguous = False  # once sent without a reply, its requests must stay what they were
 
 
 class Batcher:
@@ -113,7 +88,7 @@ class Batcher:
         self._engine = engine
         self._limits = limits or Limits()
         self._loop = asyncio.get_running_loop()
-        self._queues: dict[str, _Queue] = {}  # by product, those served longest ago first
+        self._queues: dict[str, list[_Waiting]] = {}  # by product, those served longest ago first
         self._waiting_count = 0
         self._sequence = 0
         self._unsettled: set[str] = set()  # products with a batch whose fate was never learnt
@@ -127,11 +102,8 @@ class Batcher:
             return
         queue = self._queues.get(request.product_id)
         if queue is None:
-            queue = self._queues[request.product_id] = _Queue()
-        queue.requests.append(request)
-        queue.sinks.append(sink)
-        queue.tickets.append(ticket)
-        queue.arrivals.append(self._loop.time())
+            queue = self._queues[request.product_id] = []
+        queue.append((request, sink, ticket, self._loop.time()))
         self._waiting_count += 1
         if self._task is None:
             self._task = self._loop.create_task(self._run())
@@ -150,26 +122,27 @@ class Batcher:
 
     def _next_round(self) -> list[_Pending]:
         """Take one batch of each of the products that waited longest."""
-        stale_before = self._loop.time() - self._limits.queue_age_max_s
+        stale_since = self._loop.time() - self._limits.queue_age_max_s
+        count_max = self._limits.batch_count_max
         pending = []
         for product_id in list(islice(self._queues, self._limits.round_count_max)):
             queue = self._queues.pop(product_id)
-            self._drop_first(queue, queue.arrived_by(stale_before))
-            if len(queue.requests) > self._limits.batch_count_max:
+            self._drop(queue, stale_since)
+            if len(queue) > count_max:
                 self._queues[product_id] = queue
-                queue = queue.take(self._limits.batch_count_max)
-            self._waiting_count -= len(queue.requests)
-            if queue.requests:
+                queue = _take_first(queue, count_max)
+            self._waiting_count -= len(queue)
+            if queue:
                 self._sequence += 1
                 pending.append(_Pending(product_id, queue, self._sequence))
         return pending
 
-    def _drop_first(self, queue: _Queue, count: int) -> None:
-        """Answer the first `count` requests of a waiting queue without executing them."""
-        if count:
-            dropped = queue.take(count)
-            self._waiting_count -= count
-            _deliver(dropped.sinks, dropped.tickets, [NOT_EXECUTED] * count)
+    def _drop(self, queue: list[_Waiting], since: float) -> None:
+        """Answer, without executing them, those requests of a queue that have waited since then or longer."""
+        if _arrived(queue[0]) <= since:
+            dropped = _take_first(queue, _count_since(queue, since))
+            self._waiting_count -= len(dropped)
+            _deliver(dropped, [NOT_EXECUTED] * len(dropped))
 
     async def _settle(self, pending: list[_Pending]) -> None:
         """Commit the batches, again and again if need be, until each of their requests is answered."""
@@ -187,13 +160,13 @@ class Batcher:
         batches = [
             Batch(
                 item.product_id,
-                item.queue.requests,
+                item.requests,
                 item.sequence,
                 fenced=item.ambiguous or item.product_id in self._unsettled,
             )
             for item in pending
         ]
-        oldest_at = min(item.queue.arrivals[item.answered_count] for item in pending)
+        oldest_at = min(_arrived(item.waiting[0]) for item in pending)
         due_at = max(oldest_at, self._progress_at) + self._limits.store_deadline_s - _DEADLINE_MARGIN_S
         timeout_s = max(due_at - self._loop.time(), _RETRY_PAUSE_S)
         try:
@@ -206,51 +179,57 @@ class Batcher:
         match outcome:
             case list():
                 self._progress_at = self._loop.time()
-                self._unsettled.discard(item.product_id)
-                self._answer_rest(item, outcome[item.answered_count :])
+                if self._unsettled:
+                    self._unsettled.discard(item.product_id)
+                answers = outcome[len(outcome) - len(item.waiting) :]  # the first ones may have been told UNKNOWN
             case Ambiguous():
                 item.ambiguous = True
+                return
             case NotExecuted():
-                pass
+                return
             case Defective():
-                answer = UNKNOWN if item.ambiguous else NOT_EXECUTED
-                self._answer_rest(item, [answer] * (len(item.queue.requests) - item.answered_count))
-
-    def _answer_rest(self, item: _Pending, answers: list[Answer]) -> None:
-        first, item.answered_count = item.answered_count, item.answered_count + len(answers)
-        if first:
-            _deliver(item.queue.sinks[first:], item.queue.tickets[first:], answers)
-        else:
-            _deliver(item.queue.sinks, item.queue.tickets, answers)
+                answers = [UNKNOWN if item.ambiguous else NOT_EXECUTED] * len(item.waiting)
+        _deliver(item.waiting, answers)
+        item.waiting = []
 
     def _expire(self, pending: list[_Pending]) -> None:
         """Answer, without the store, those for whom it has been silent too long."""
-        silent_since = self._loop.time() - self._limits.store_deadline_s + _DEADLINE_MARGIN_S + _RETRY_PAUSE_S
-        if self._progress_at > silent_since:
+        since = self._loop.time() - self._limits.store_deadline_s + _DEADLINE_MARGIN_S + _RETRY_PAUSE_S
+        if self._progress_at > since:
             return
         for item in pending:
-            count = item.queue.arrived_by(silent_since)
-            if not item.ambiguous:
-                dropped = item.queue.take(count)  # told "not executed", so they must not be sent again
-                _deliver(dropped.sinks, dropped.tickets, [NOT_EXECUTED] * count)
-            elif count > item.answered_count:
-                first, item.answered_count = item.answered_count, count
-                _deliver(
-                    item.queue.sinks[first:count],
-                    item.queue.tickets[first:count],
-                    [UNKNOWN] * (count - first),
-                )
+            expired = _take_first(item.waiting, _count_since(item.waiting, since))
+            if item.ambiguous:
+                _deliver(expired, [UNKNOWN] * len(expired))
                 if not item.waiting:
                     self._unsettled.add(item.product_id)
-        for product_id in list(self._queues):
-            queue = self._queues[product_id]
-            self._drop_first(queue, queue.arrived_by(silent_since))
-            if not queue.requests:
+            else:
+                del item.requests[: len(expired)]  # they are told "not executed", so they must not be sent again
+                _deliver(expired, [NOT_EXECUTED] * len(expired))
+        for product_id, queue in list(self._queues.items()):
+            self._drop(queue, since)
+            if not queue:
                 del self._queues[product_id]
 
 
-def _deliver(sinks: list[Sink], tickets: list[int], answers: list[Answer]) -> None:
-    for sink, ticket, answer in zip(sinks, tickets, answers, strict=True):
+def _arrived(waiting: _Waiting) -> float:
+    return waiting[3]
+
+
+def _count_since(waiting: list[_Waiting], moment: float) -> int:
+    """Return how many of them have waited since that moment or longer."""
+    return bisect_right(waiting, moment, key=_arrived)
+
+
+def _take_first(waiting: list[_Waiting], count: int) -> list[_Waiting]:
+    taken = waiting[:count]
+    del waiting[:count]
+    return taken
+
+
+def _deliver(waiting: list[_Waiting], answers: list[Answer]) -> None:
+    """Give each its answer, then let each sink send what it got."""
+    for (_, sink, ticket, _), answer in zip(waiting, answers, strict=True):
         sink.answer(ticket, answer)
-    for sink in dict.fromkeys(sinks):
+    for sink in {sink: None for _, sink, _, _ in waiting}:
         sink.flush()

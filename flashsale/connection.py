@@ -30,7 +30,17 @@ class ServerConnection:
     A ticket is an int that stands for one request of this connection; its meaning is private to this class.
     """
 
-    __slots__ = ("_early", "_head", "_in_flight_count_max", "_next", "_out", "_reader", "_waiting", "closing")
+    __slots__ = (
+        "_early",
+        "_head",
+        "_in_flight_count_max",
+        "_next",
+        "_out",
+        "_reader",
+        "_waiting",
+        "closing",
+        "saturated",
+    )
 
     def __init__(self, *, payload_size_max: int, in_flight_count_max: int = IN_FLIGHT_DEFAULT) -> None:
         self._reader = FrameReader(payload_size_max)
@@ -39,7 +49,9 @@ class ServerConnection:
         self._head = 0  # the index of the first request whose answer is not yet in _out
         self._early: dict[int, bytes] | None = None  # answers that came before their turn
         self._out: list[bytes] = []
-        self._waiting: list[Frame] | None = None  # frames behind the in-flight limit
+        self._waiting: list[Frame] = []  # frames behind the in-flight limit, while saturated
+        self.saturated = False
+        """Requests wait behind the in-flight limit; the shell should stop reading."""
         self.closing = False
         """No request is taken any more; close once `unanswered_count` is 0 and the bytes are out."""
 
@@ -54,11 +66,6 @@ class ServerConnection:
         return self._next
 
     @property
-    def saturated(self) -> bool:
-        """Whether requests wait behind the in-flight limit, so that the shell should stop reading."""
-        return self._waiting is not None
-
-    @property
     def incomplete(self) -> bool:
         """Whether the peer has begun a frame and not finished it."""
         return self._reader.incomplete
@@ -71,23 +78,23 @@ class ServerConnection:
         if self.closing:
             return []
         frames = self._reader.feed(data)
-        if self._waiting is not None:
+        if self.saturated:
             self._waiting += frames
             return []
         return self._take(frames)
 
     def resume(self) -> list[tuple[int, Request]]:
         """Return the requests that waited behind the in-flight limit, as far as it now allows."""
-        if self._waiting is None or self.closing:
+        if not self.saturated:
             return []
-        waiting, self._waiting = self._waiting, None
+        waiting, self._waiting, self.saturated = self._waiting, [], False
         return self._take(waiting)
 
     def _take(self, frames: list[Frame]) -> list[tuple[int, Request]]:
         requests: list[tuple[int, Request]] = []
         for position, frame in enumerate(frames):
             if self._next - self._head >= self._in_flight_count_max:
-                self._waiting = frames[position:]
+                self._waiting, self.saturated = frames[position:], True
                 return requests
             message_type = frame[0]
             ticket = self._next << _TYPE_BITS | message_type

@@ -6,7 +6,7 @@ the bytes and however they are cut, it yields the same frames and then at most o
 
 from enum import IntEnum
 from struct import Struct
-from typing import NamedTuple
+from typing import TypeAlias
 
 import msgspec
 
@@ -40,11 +40,8 @@ MISSING_FIELD = "missing product_id or user_id"
 PAYLOAD_TOO_LARGE = "payload too large"
 
 
-class Frame(NamedTuple):
-    """One message as it stands on the wire, without its header."""
-
-    type: int
-    payload: bytes
+Frame: TypeAlias = tuple[int, bytes]
+"""One message without its header: its type and its payload."""
 
 
 class FrameReader:
@@ -89,7 +86,7 @@ class FrameReader:
                 self._needed = HEADER_SIZE + length
                 self._kept = bytearray(data[position:])
                 return frames
-            frames.append(Frame(message_type, data[position + HEADER_SIZE : end]))
+            frames.append((message_type, data[position + HEADER_SIZE : end]))
             position = end
         if position < size:
             self._needed = HEADER_SIZE
@@ -125,7 +122,7 @@ def decode_request(frame: Frame) -> Request | str:
         request = decoder.decode(payload)
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors; deep nesting is the other
         return INVALID_JSON
-    if not request.product_id or (message_type == MessageType.PURCHASE and not request.user_id):  # type: ignore[union-attr]
+    if not request.product_id or (isinstance(request, Purchase) and not request.user_id):
         return MISSING_FIELD
     return request
 
