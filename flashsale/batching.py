@@ -114,9 +114,20 @@ class Batcher:
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
+        """Commit round after round while there is work."""
         try:
             while self._queues:
-                await self._settle(self._next_round())
+                pending = self._next_round()
+                outcomes = await self._commit(pending)
+                while self._queues and all(isinstance(outcome, list) for outcome in outcomes):
+                    # The next round leaves before this one's answers do: the store works while they are sent.
+                    following = self._next_round()
+                    commit = self._loop.create_task(self._commit(following))
+                    await asyncio.sleep(0)
+                    self._take_outcomes(pending, outcomes)
+                    pending, outcomes = following, await commit
+                self._take_outcomes(pending, outcomes)
+                await self._resolve([item for item in pending if item.waiting])
         finally:
             self._task = None
 
@@ -144,17 +155,15 @@ class Batcher:
             self._waiting_count -= len(dropped)
             _deliver(dropped, [NOT_EXECUTED] * len(dropped))
 
-    async def _settle(self, pending: list[_Pending]) -> None:
-        """Commit the batches, again and again if need be, until each of their requests is answered."""
+    async def _resolve(self, pending: list[_Pending]) -> None:
+        """Commit again what failed, until each of its requests is answered or has waited too long."""
         while pending:
-            outcomes = await self._commit(pending)
-            for item, outcome in zip(pending, outcomes, strict=True):
-                self._take_outcome(item, outcome)
+            self._expire(pending)
             pending = [item for item in pending if item.waiting]
             if pending:
-                self._expire(pending)
-                pending = [item for item in pending if item.waiting]
                 await asyncio.sleep(_RETRY_PAUSE_S)
+                self._take_outcomes(pending, await self._commit(pending))
+                pending = [item for item in pending if item.waiting]
 
     async def _commit(self, pending: list[_Pending]) -> list[Outcome]:
         batches = [
@@ -166,6 +175,8 @@ class Batcher:
             )
             for item in pending
         ]
+        if not pending:  # all were dropped on the way
+            return []
         oldest_at = min(_arrived(item.waiting[0]) for item in pending)
         due_at = max(oldest_at, self._progress_at) + self._limits.store_deadline_s - _DEADLINE_MARGIN_S
         timeout_s = max(due_at - self._loop.time(), _RETRY_PAUSE_S)
@@ -175,22 +186,26 @@ class Batcher:
             _log.exception("the engine failed")
             return [Ambiguous("the engine failed")] * len(batches)
 
-    def _take_outcome(self, item: _Pending, outcome: Outcome) -> None:
-        match outcome:
-            case list():
-                self._progress_at = self._loop.time()
-                if self._unsettled:
+    def _take_outcomes(self, pending: list[_Pending], outcomes: list[Outcome]) -> None:
+        """Answer the batches that are decided; mark those that may be."""
+        for item, outcome in zip(pending, outcomes, strict=True):
+            match outcome:
+                case list():
+                    self._progress_at = self._loop.time()
                     self._unsettled.discard(item.product_id)
-                answers = outcome[len(outcome) - len(item.waiting) :]  # the first ones may have been told UNKNOWN
-            case Ambiguous():
-                item.ambiguous = True
-                return
-            case NotExecuted():
-                return
-            case Defective():
-                answers = [UNKNOWN if item.ambiguous else NOT_EXECUTED] * len(item.waiting)
-        _deliver(item.waiting, answers)
-        item.waiting = []
+                    # the first ones may have been told UNKNOWN
+                    self._answer_all(item, outcome[len(outcome) - len(item.waiting) :])
+                case Defective():
+                    self._answer_all(item, [UNKNOWN if item.ambiguous else NOT_EXECUTED] * len(item.waiting))
+                case Ambiguous():
+                    item.ambiguous = True
+                case NotExecuted():
+                    pass
+
+    @staticmethod
+    def _answer_all(item: _Pending, answers: list[Answer]) -> None:
+        waiting, item.waiting = item.waiting, []
+        _deliver(waiting, answers)
 
     def _expire(self, pending: list[_Pending]) -> None:
         """Answer, without the store, those for whom it has been silent too long."""
