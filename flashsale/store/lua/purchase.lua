@@ -19,6 +19,8 @@ local DECIDED, NOT_FOUND, OVERTAKEN, DEFECTIVE = 0, 1, 2, 3
 local STOCK_MAX = 9007199254740991 -- 2^53-1: Lua numbers are doubles
 local SESSIONS_KEPT = 64
 local SESSION_AGE_MAX_S = 86400
+local CHANNEL = 'flashsale_events'
+local ASK_FROM = 8 -- sales in a batch: for fewer, publishing costs no more than asking who listens
 local CHUNK = 1000 -- unpack() puts its values on the C stack, which takes 8,000
 
 local session, sequence, fenced = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
@@ -36,6 +38,16 @@ if record then
   elseif sequence < last then
     return {sequence, OVERTAKEN, 0, 0, 0}
   end
+end
+
+-- Whether a message would reach anyone: a subscriber here, or a replica, which passes it on. Writing and publishing the
+-- events is five sixths of the cost of a sale (2.0 of 2.4 us); when nobody listens, it is for nothing. In doubt, yes.
+local function anyone_listens()
+  local subscribers = redis.pcall('PUBSUB', 'NUMSUB', CHANNEL)
+  local patterns = redis.pcall('PUBSUB', 'NUMPAT')
+  local replication = redis.pcall('INFO', 'replication')
+  return subscribers[2] ~= 0 or patterns ~= 0 or type(replication) ~= 'string'
+    or not string.find(replication, 'connected_slaves:0', 1, true)
 end
 
 -- Remembers this batch's outcome; forgets sessions that have been silent for a day once there are many.
@@ -79,15 +91,17 @@ if granted > 0 then
     redis.call('LPUSH', KEYS[2], unpack(users, first, math.min(first + CHUNK - 1, granted)))
   end
   remember(now_s, stock, granted, DECIDED)
-  local product = cjson.encode(ARGV[6])
-  local head = '{"event":"purchase","product_id":' .. product .. ',"buyer":'
-  local tail = ',"timestamp":' .. now_s .. '}'
-  for i = 1, granted do
-    redis.call('PUBLISH', 'flashsale_events',
-      head .. cjson.encode(users[i]) .. ',"remaining":' .. string.format('%.0f', stock - i) .. tail)
-  end
-  if granted == stock then
-    redis.call('PUBLISH', 'flashsale_events', '{"event":"sold_out","product_id":' .. product .. tail)
+  if granted < ASK_FROM or anyone_listens() then
+    local product = cjson.encode(ARGV[6])
+    local tail = ',"timestamp":' .. now_s .. '}'
+    local sale = '{"event":"purchase","product_id":' .. string.gsub(product, '%%', '%%%%')
+      .. ',"buyer":%s,"remaining":%.0f' .. tail
+    for i = 1, granted do
+      redis.call('PUBLISH', CHANNEL, string.format(sale, cjson.encode(users[i]), stock - i))
+    end
+    if granted == stock then
+      redis.call('PUBLISH', CHANNEL, '{"event":"sold_out","product_id":' .. product .. tail)
+    end
   end
 else
   remember(now_s, stock, 0, DECIDED)
