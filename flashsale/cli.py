@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 import msgspec
+from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import get_completion_class
 
 from flashsale import __version__, app, demo
@@ -196,8 +197,7 @@ def watch(config: Config, product_id: str | None, *, as_json: bool) -> None:
 @click.option("--home", help="Directory of the embedded store.  [env: FLASHSALE_HOME]")
 def demo_command(home: str | None) -> None:
     """Watch 100 units sell out to 2,000 buyers, on a real server and a real store."""
-    config = load_config(None, os.environ, {"home": home, "redis": None})
-    config = msgspec.structs.replace(config, redis=None)
+    config = msgspec.structs.replace(load_config(None, os.environ, {"home": home}), redis=None)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("FLASHSALE_", "REDIS_"))}
     with (
         app.open_store(config) as store,
@@ -238,7 +238,7 @@ def demo_command(home: str | None) -> None:
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a completion script: eval "$(flashsale completion bash)"."""
+    """Print a shell completion script."""
     complete = get_completion_class(shell)
     assert complete is not None
     click.echo(complete(cli, {}, "flashsale", _COMPLETE_VARIABLE).source())
@@ -278,6 +278,9 @@ def main() -> None:
     """Run the command line; every failure is one line on stderr, never a traceback."""
     try:
         code = cli.main(standalone_mode=False, complete_var=_COMPLETE_VARIABLE)
+    except NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 2
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "flashsale"
         click.echo(f"{error.format_message()} (see '{where} --help')", err=True)

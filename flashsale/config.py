@@ -91,7 +91,12 @@ def load_config(
     for variable, name in (ENVIRONMENT | names).items():
         if environment.get(variable):
             values[name] = environment[variable]
-    values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    if "home" in given and "redis" in given:
+        raise ConfigError("--home is the embedded store's directory and --redis another store: give one of them")
+    if "home" in given:
+        values.pop("redis", None)  # a flag says which store, whatever the environment says
+    values |= given
     try:
         config = msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:

@@ -36,4 +36,5 @@ def shown_url(url: str) -> str:
         parts = parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2])
     if "password" in parts.query:
         parts = parts._replace(query="***")
-    return urlunsplit(parts).removeprefix("redis://")
+    shown = urlunsplit(parts)
+    return f"unix://{parts.path}" if parts.scheme == "unix" else shown.removeprefix("redis://")
