@@ -111,6 +111,8 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
         loop.add_signal_handler(number, stopping.set)
 
     embedded = store.embedded
+    if embedded is not None:
+        await asyncio.to_thread(embedded.acquire)  # a worker started again may find that it died meanwhile
     engine = RedisEngine(
         store.url,
         durability=config.durability,

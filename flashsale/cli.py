@@ -141,7 +141,7 @@ def buyers(config: Config, product_id: str, *, as_json: bool) -> None:
     if as_json:
         _print_json({"product_id": product_id, "buyers": found})
         return
-    click.echo(f"\n=== Buyers for {product_id} ({len(found)} total) ===")
+    click.echo(f"=== Buyers for {product_id} ({len(found)} total) ===")
     for number, buyer in enumerate(found, 1):
         click.echo(f"{number}. {_printable(buyer)}")
 

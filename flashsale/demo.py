@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 from msgspec import Struct
 
@@ -57,27 +58,26 @@ async def run_demo(host: str, port: int, admin: Admin, progress: Callable[[int],
         progress: called with how many more buyers have their answer.
     """
     await admin.init(PRODUCT_ID, STOCK, force=True)
-    start = asyncio.Event()
+    doors = asyncio.Barrier(BUYER_COUNT + 1)  # open when everyone is connected
     latencies: list[float] = []
 
     async def buy(user_id: str) -> Answer | None:
         async with Client(host, port, timeout_s=_ANSWER_TIMEOUT_S, connect_timeout_s=_ANSWER_TIMEOUT_S) as client:
-            try:
-                await client.ping()  # everyone is connected before the doors open
-                await start.wait()
-                begun = time.perf_counter()
+            with suppress(ConnectionLostError, AnswerTimeoutError):
+                await client.ping()
+            await doors.wait()
+            begun = time.perf_counter()
+            answer: Answer | None = None
+            with suppress(ConnectionLostError, AnswerTimeoutError):
                 answer = await client.purchase(PRODUCT_ID, user_id)
                 latencies.append(time.perf_counter() - begun)
-            except (ConnectionLostError, AnswerTimeoutError):
-                answer = None
             progress(1)
             return answer
 
     users = [f"user_{number}" for number in range(BUYER_COUNT)]
     crowd = [asyncio.create_task(buy(user)) for user in users]
-    await asyncio.sleep(0)
+    await doors.wait()
     begun = time.perf_counter()
-    start.set()
     answers = await asyncio.gather(*crowd)
     duration_s = time.perf_counter() - begun
 
