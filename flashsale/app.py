@@ -1,6 +1,7 @@
 """The composition root: builds everything from one Config, and runs a server's life from start to drain."""
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -143,6 +144,7 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
         await server.start(listening)
     except OSError as error:
         raise ListenError(f"cannot listen on {config.listen}: {error.strerror}") from error
+    gc.freeze()  # what was made up to here stays; collections need not walk through it while buyers wait
     ready()
     await stopping.wait()
     _log.info("draining %d connections", server.connection_count)
