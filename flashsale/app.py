@@ -124,7 +124,9 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
         engine,
         Limits(
             queue_count_max=config.queue_count_max,
+            queue_size_max=config.queue_size_max,
             batch_count_max=config.batch_count_max,
+            batch_size_max=config.batch_size_max,
             store_deadline_s=config.store_deadline_s,
             queue_age_max_s=config.queue_age_max_s,
         ),

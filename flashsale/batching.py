@@ -8,7 +8,7 @@ BUSY, and when the store is away it is `unavailable` (not executed) or UNKNOWN (
 import asyncio
 import logging
 from bisect import bisect_right
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Protocol, TypeAlias
 
 from msgspec import Struct
@@ -51,8 +51,12 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     queue_count_max: int = 131_072
     """Requests waiting for their turn; 100,000 buyers at once is the job."""
+    queue_size_max: int = 64 * 1024 * 1024
+    """Characters in the ids of the requests that wait: bounds memory when ids are long."""
     batch_count_max: int = 2_048
     """Requests of one product in one round trip: bounds how long one script call blocks the store."""
+    batch_size_max: int = 1024 * 1024
+    """Characters in their ids, for the same reason; a single request may have more."""
     round_count_max: int = 64
     """Products in one round trip."""
     store_deadline_s: float = 2.0
@@ -61,8 +65,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     """A request that waited longer for its turn is dropped unexecuted: its client has given up."""
 
 
-_Waiting: TypeAlias = tuple[Request, Sink, int, float]
-"""A request, whom its answer goes to, its ticket there, and when it arrived on the loop's clock."""
+_Waiting: TypeAlias = tuple[Request, Sink, int, float, int]
+"""A request, whom its answer goes to, its ticket there, when it arrived on the loop's clock, the size of its ids."""
 
 
 class _Pending:
@@ -73,7 +77,7 @@ class _Pending:
     def __init__(self, product_id: str, waiting: list[_Waiting], sequence: int) -> None:
         self.product_id = product_id
         self.waiting = waiting  # without the first ones, once they are told UNKNOWN
-        self.requests = [request for request, _, _, _ in waiting]
+        self.requests = [request for request, *_ in waiting]
         self.sequence = sequence
         self.ambiguous = False  # once sent without a reply, its requests must stay what they were
 
@@ -90,6 +94,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._queues: dict[str, list[_Waiting]] = {}  # by product, those served longest ago first
         self._waiting_count = 0
+        self._waiting_size = 0
         self._sequence = 0
         self._unsettled: set[str] = set()  # products with a batch whose fate was never learnt
         self._progress_at = self._loop.time()
@@ -97,14 +102,16 @@ class Batcher:
 
     def submit(self, request: Request, sink: Sink, ticket: int) -> None:
         """Queue a request; its answer goes to the sink with the ticket, at once when it is BUSY."""
-        if self._waiting_count >= self._limits.queue_count_max:
+        size = len(request.product_id) + len(request.user_id)
+        if self._waiting_count >= self._limits.queue_count_max or self._waiting_size >= self._limits.queue_size_max:
             sink.answer(ticket, BUSY)
             return
         queue = self._queues.get(request.product_id)
         if queue is None:
             queue = self._queues[request.product_id] = []
-        queue.append((request, sink, ticket, self._loop.time()))
+        queue.append((request, sink, ticket, self._loop.time(), size))
         self._waiting_count += 1
+        self._waiting_size += size
         if self._task is None:
             self._task = self._loop.create_task(self._run())
 
@@ -121,6 +128,7 @@ class Batcher:
                 outcomes = await self._commit(pending)
                 while self._queues and all(isinstance(outcome, list) for outcome in outcomes):
                     # The next round leaves before this one's answers do: the store works while they are sent.
+                    self._progress_at = self._loop.time()
                     following = self._next_round()
                     commit = self._loop.create_task(self._commit(following))
                     await asyncio.sleep(0)
@@ -134,25 +142,38 @@ class Batcher:
     def _next_round(self) -> list[_Pending]:
         """Take one batch of each of the products that waited longest."""
         stale_since = self._loop.time() - self._limits.queue_age_max_s
-        count_max = self._limits.batch_count_max
         pending = []
         for product_id in list(islice(self._queues, self._limits.round_count_max)):
-            queue = self._queues.pop(product_id)
-            self._drop(queue, stale_since)
-            if len(queue) > count_max:
-                self._queues[product_id] = queue
-                queue = _take_first(queue, count_max)
-            self._waiting_count -= len(queue)
+            queue = self._queues[product_id]
+            self._drop(queue, stale_since)  # may bring new requests: a sink that is flushed reads on
+            del self._queues[product_id]
+            taken = self._take(queue, self._fitting_count(queue))
             if queue:
+                self._queues[product_id] = queue  # behind the others
+            if taken:
                 self._sequence += 1
-                pending.append(_Pending(product_id, queue, self._sequence))
+                pending.append(_Pending(product_id, taken, self._sequence))
         return pending
+
+    def _fitting_count(self, queue: list[_Waiting]) -> int:
+        """Return how many of the first requests of a queue make a batch; one always does."""
+        count = min(len(queue), self._limits.batch_count_max)
+        if self._waiting_size <= self._limits.batch_size_max:
+            return count
+        sizes = accumulate(size for *_, size in queue[:count])
+        return max(1, sum(size <= self._limits.batch_size_max for size in sizes))
+
+    def _take(self, queue: list[_Waiting], count: int) -> list[_Waiting]:
+        """Remove and return the first requests of a queue."""
+        taken = _split(queue, count)
+        self._waiting_count -= len(taken)
+        self._waiting_size -= sum([size for *_, size in taken])
+        return taken
 
     def _drop(self, queue: list[_Waiting], since: float) -> None:
         """Answer, without executing them, those requests of a queue that have waited since then or longer."""
         if _arrived(queue[0]) <= since:
-            dropped = _take_first(queue, _count_since(queue, since))
-            self._waiting_count -= len(dropped)
+            dropped = self._take(queue, _count_since(queue, since))
             _deliver(dropped, [NOT_EXECUTED] * len(dropped))
 
     async def _resolve(self, pending: list[_Pending]) -> None:
@@ -181,10 +202,12 @@ class Batcher:
         due_at = max(oldest_at, self._progress_at) + self._limits.store_deadline_s - _DEADLINE_MARGIN_S
         timeout_s = max(due_at - self._loop.time(), _RETRY_PAUSE_S)
         try:
-            return await self._engine.commit(batches, timeout_s=timeout_s)
+            outcomes = await self._engine.commit(batches, timeout_s=timeout_s)
+            _check_outcomes(batches, outcomes)
         except Exception:  # noqa: BLE001 - a bug, met with the safe answer: nothing is known of these batches
             _log.exception("the engine failed")
-            return [Ambiguous("the engine failed")] * len(batches)
+            outcomes = [Ambiguous("the engine failed")] * len(batches)
+        return outcomes
 
     def _take_outcomes(self, pending: list[_Pending], outcomes: list[Outcome]) -> None:
         """Answer the batches that are decided; mark those that may be."""
@@ -197,10 +220,10 @@ class Batcher:
                     self._answer_all(item, outcome[len(outcome) - len(item.waiting) :])
                 case Defective():
                     self._answer_all(item, [UNKNOWN if item.ambiguous else NOT_EXECUTED] * len(item.waiting))
-                case Ambiguous():
-                    item.ambiguous = True
                 case NotExecuted():
                     pass
+                case _:
+                    item.ambiguous = True
 
     @staticmethod
     def _answer_all(item: _Pending, answers: list[Answer]) -> None:
@@ -213,7 +236,7 @@ class Batcher:
         if self._progress_at > since:
             return
         for item in pending:
-            expired = _take_first(item.waiting, _count_since(item.waiting, since))
+            expired = _split(item.waiting, _count_since(item.waiting, since))
             if item.ambiguous:
                 _deliver(expired, [UNKNOWN] * len(expired))
                 if not item.waiting:
@@ -227,6 +250,13 @@ class Batcher:
                 del self._queues[product_id]
 
 
+def _check_outcomes(batches: list[Batch], outcomes: list[Outcome]) -> None:
+    """Raise ValueError unless there is an outcome for each batch, and an answer for each request of a decided one."""
+    for batch, outcome in zip(batches, outcomes, strict=True):
+        if isinstance(outcome, list) and len(outcome) != len(batch.requests):
+            raise ValueError(f"{len(outcome)} answers to {len(batch.requests)} requests")
+
+
 def _arrived(waiting: _Waiting) -> float:
     return waiting[3]
 
@@ -236,15 +266,22 @@ def _count_since(waiting: list[_Waiting], moment: float) -> int:
     return bisect_right(waiting, moment, key=_arrived)
 
 
-def _take_first(waiting: list[_Waiting], count: int) -> list[_Waiting]:
-    taken = waiting[:count]
+def _split(waiting: list[_Waiting], count: int) -> list[_Waiting]:
+    """Remove and return the first ones."""
+    first = waiting[:count]
     del waiting[:count]
-    return taken
+    return first
 
 
 def _deliver(waiting: list[_Waiting], answers: list[Answer]) -> None:
-    """Give each its answer, then let each sink send what it got."""
-    for (_, sink, ticket, _), answer in zip(waiting, answers, strict=True):
-        sink.answer(ticket, answer)
-    for sink in {sink: None for _, sink, _, _ in waiting}:
-        sink.flush()
+    """Give each its answer, then let each sink send what it got; a sink that fails harms no other."""
+    for (_, sink, ticket, _, _), answer in zip(waiting, answers, strict=True):
+        try:
+            sink.answer(ticket, answer)
+        except Exception:  # noqa: BLE001 - a bug in one door must not cost the others their answers
+            _log.exception("a sink failed to take an answer")
+    for sink in {sink: None for _, sink, *_ in waiting}:
+        try:
+            sink.flush()
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("a sink failed to send its answers")

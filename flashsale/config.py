@@ -43,7 +43,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     idle_timeout_s: float = ServerLimits().idle_timeout_s
     write_timeout_s: float = ServerLimits().write_timeout_s
     queue_count_max: int = Limits().queue_count_max
+    queue_size_max: int = Limits().queue_size_max
     batch_count_max: int = Limits().batch_count_max
+    batch_size_max: int = Limits().batch_size_max
     store_deadline_s: float = Limits().store_deadline_s
     queue_age_max_s: float = Limits().queue_age_max_s
     drain_timeout_s: float = 8.0
@@ -59,7 +61,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "idle_timeout_s": (1, 86_400),
     "write_timeout_s": (1, 3600),
     "queue_count_max": (1, 10_000_000),
+    "queue_size_max": (1, 2**40),
     "batch_count_max": (1, 100_000),
+    "batch_size_max": (1, 2**30),
     "store_deadline_s": (0.3, 60),
     "queue_age_max_s": (0.3, 600),
     "drain_timeout_s": (1, 60),

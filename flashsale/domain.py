@@ -5,7 +5,7 @@ ones on the wire (protocol.md), so that the JSON codecs need no table of their o
 """
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from msgspec import Struct
 
@@ -33,9 +33,10 @@ class Purchase(Struct, frozen=True, gc=False):
 
 
 class GetStatus(Struct, frozen=True, gc=False):
-    """How many units of a product are left and how many are sold."""
+    """How many units of a product are left and how many are sold. Nobody's request: it has no user."""
 
     product_id: str = ""
+    user_id: ClassVar[str] = ""
 
 
 Request: TypeAlias = Purchase | GetStatus

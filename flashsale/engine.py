@@ -18,7 +18,6 @@ from flashsale.domain import (
     GetStatus,
     Outcome,
     ProductStatus,
-    Purchase,
     Request,
     Success,
 )
@@ -89,12 +88,10 @@ class MemoryEngine:
     def _decide_one(product: _Product | None, request: Request) -> Answer:
         if product is None:
             return NOT_FOUND
-        match request:
-            case Purchase(user_id=user_id):
-                if product.stock <= 0:
-                    return SOLD_OUT
-                product.stock -= 1
-                product.buyers.append(user_id)
-                return Success(product.stock)
-            case GetStatus():
-                return ProductStatus(product.stock, len(product.buyers))
+        if isinstance(request, GetStatus):
+            return ProductStatus(product.stock, len(product.buyers))
+        if product.stock == 0:
+            return SOLD_OUT
+        product.stock -= 1
+        product.buyers.append(request.user_id)
+        return Success(product.stock)

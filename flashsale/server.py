@@ -39,7 +39,7 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     frame_timeout_s: float = 10.0
     """From connecting to the first whole frame, and for any frame once begun."""
     idle_timeout_s: float = 300.0
-    """Without a byte from the client and nothing to answer."""
+    """Without a whole frame from the client and nothing to answer."""
     write_timeout_s: float = 10.0
     """A client that does not read its answers is dropped after this."""
     linger_timeout_s: float = 2.0
@@ -58,7 +58,7 @@ class Session(asyncio.Protocol):
         "_reading",
         "_server",
         "_still_sweeps",
-        "_swept_count",
+        "_swept",
         "_transport",
         "answer",
     )
@@ -75,8 +75,8 @@ class Session(asyncio.Protocol):
         self._finishing = False  # end as soon as everything is answered
         self._peer_ended = False  # the client has shut its side
         self._ended = False  # our side is shut; what still comes is thrown away
-        self._swept_count = 0  # frames received at the last sweep
-        self._still_sweeps = 0  # since a whole frame came, or since our side was shut
+        self._swept = (0, False)  # frames received, and whether one was begun, at the last sweep
+        self._still_sweeps = 0  # since that changed, or since our side was shut
         self._blocked_sweeps = -1  # since the client stopped taking answers; -1: it takes them
 
     # Called by the event loop
@@ -142,9 +142,10 @@ class Session(asyncio.Protocol):
     def sweep(self, limits: ServerLimits) -> None:
         """Look at the clock, once every _SWEEP_S seconds: drop a client that is past one of its deadlines."""
         connection = self._connection
-        if connection.received_count != self._swept_count:
-            self._swept_count = connection.received_count
+        swept = (connection.received_count, connection.incomplete)
+        if swept != self._swept and swept != (0, True):  # the clock of the first frame began with the connection
             self._still_sweeps = 0
+        self._swept = swept
         self._still_sweeps += 1
         if self._blocked_sweeps >= 0:
             self._blocked_sweeps += 1

@@ -31,7 +31,10 @@ def unix_url(path: str) -> str:
 
 def shown_url(url: str) -> str:
     """Return the URL as it may be printed and logged: `redis://` alone goes, and a password never shows."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL at all: show nothing that could be a password
+        return "***@" + url.rpartition("@")[2] if "@" in url else url
     if "@" in parts.netloc:
         parts = parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2])
     if "password" in parts.query:

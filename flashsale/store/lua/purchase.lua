@@ -76,7 +76,9 @@ local stock = tonumber(raw)
 if not string.match(raw, '^-?%d+$') or stock > STOCK_MAX then
   return {sequence, DEFECTIVE, 0, 0, 0}
 end
-stock = math.max(stock, 0)
+if stock < 1 then
+  stock = 0 -- also for -0
+end
 
 local granted = math.min(stock, count)
 if granted == 0 and not fenced then

@@ -1,0 +1,196 @@
+"""The command line: parse, run, print. Exit codes: 0 done, 1 failed (also an unfair sale), 2 wrong usage."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from bench import attack, compare, limits, sizes
+from bench.load import CONNECTION_COUNT_MAX, DURATION_S_MAX, REQUEST_COUNT_MAX, Load
+from bench.report import print_result, print_table, print_targets, tell_step, write_json
+from flashsale.config import load_config, split_address
+from flashsale.domain import STOCK_MAX
+from flashsale.errors import FlashsaleError
+
+_REQUEST_COUNT_DEFAULT = 1_000
+_PROCESS_COUNT_MAX = 64
+
+json_option = click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file."
+)
+plot_option = click.option(
+    "--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Draw them into this PNG file."
+)
+
+
+class _Group(click.Group):
+    """Turns our own errors into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and directories are cleaned up
+        try:
+            return super().invoke(ctx)
+        except FlashsaleError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--connections", type=click.IntRange(1, CONNECTION_COUNT_MAX), default=200, show_default=True)
+@click.option(
+    "--pipeline",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Closed loop: requests under way on each connection.",
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(1, REQUEST_COUNT_MAX),
+    help=f"Requests of each connection.  [default: {_REQUEST_COUNT_DEFAULT}]",
+)
+@click.option("--duration", type=click.FloatRange(0.1, DURATION_S_MAX), help="Seconds, instead of --requests.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.1, 1e6),
+    help="Open loop: requests a second over all connections; latency counts from when a request was due.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, _PROCESS_COUNT_MAX),
+    default=1,
+    show_default=True,
+    help="Load generators; on two cores one is best.",
+)
+@click.option(
+    "--stock", type=click.IntRange(0, STOCK_MAX), default=100, show_default=True, help="Units of the fresh product."
+)
+@click.option("--timeout", type=click.FloatRange(1, 2 * DURATION_S_MAX), help="Seconds until the run is given up.")
+@click.option(
+    "--connect", metavar="HOST:PORT", help="Attack a running server instead of starting one; needs --product."
+)
+@click.option("--product", metavar="ID", help="With --connect: the product to buy.")
+@click.option("--home", help="With --connect: the directory of its embedded store, to check the sale.")
+@click.option("--redis", metavar="URL", help="With --connect: its Redis, to check the sale.")
+@json_option
+@plot_option
+@click.pass_context
+def cli(ctx: click.Context, /, **options: Any) -> None:
+    """Let a crowd of buyers loose on a flash sale, measure it, and check that it was honest.
+
+    Without a command: one crowd on one product, by default of a server of its own with a fresh embedded store.
+    """
+    if ctx.invoked_subcommand is None:
+        _attack(**options)
+        return
+    for name in options:
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"options of '{ctx.invoked_subcommand}' go behind its name")
+
+
+def _attack(
+    *,
+    connections: int,
+    pipeline: int,
+    requests: int | None,
+    duration: float | None,
+    rate: float | None,
+    processes: int,
+    stock: int,
+    timeout: float | None,
+    connect: str | None,
+    product: str | None,
+    home: str | None,
+    redis: str | None,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
+    if requests is not None and duration is not None:
+        raise click.UsageError("give --requests or --duration, not both")
+    if rate is not None and pipeline != 1:
+        raise click.UsageError("--pipeline belongs to the closed loop; with --rate requests go out when they are due")
+    if (connect is None) != (product is None):
+        raise click.UsageError("--connect and --product go together")
+    if connect is None and (home or redis):
+        raise click.UsageError("--home and --redis go with --connect; without it the store is a fresh one")
+    if duration is None and requests is None:
+        requests = _REQUEST_COUNT_DEFAULT
+    host, port = split_address(connect) if connect else ("", 0)
+    load = Load(
+        host=host or "127.0.0.1",
+        port=port,
+        product_id=product or attack.PRODUCT_ID,
+        connection_count=connections,
+        pipeline_depth=pipeline,
+        request_count=requests,
+        duration_s=duration,
+        rate_per_s=rate,
+    )
+    load = load.with_timeout(timeout)
+    if connect:
+        config = load_config(None, {}, {"home": home, "redis": redis}) if home or redis else None
+        result, sale = attack.attack_running(load, config=config, process_count=processes)
+    else:
+        result, sale = attack.attack_own(load, stock=stock, process_count=processes)
+    print_result(result, sale)
+    faults = sale.faults()
+    if json_path is not None:
+        write_json(json_path, result.as_json() | {"check": {"passed": not faults, "faults": faults, "sale": sale}})
+    if plot_path is not None:
+        from bench.plot import plot_result  # here, because it takes a second to load
+
+        plot_result(result, plot_path)
+    if faults:
+        raise SystemExit(1)
+
+
+@cli.command(name="compare")
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0.1, 600),
+    default=3.0,
+    show_default=True,
+    help="Seconds of each run; a round has ten.",
+)
+@json_option
+@plot_option
+def compare_command(*, rounds: int, duration: float, json_path: Path | None, plot_path: Path | None) -> None:
+    """Compare with one EVALSHA per request and with an echo, in one go and in turns."""
+    comparison = compare.compare(round_count=rounds, duration_s=duration, progress=tell_step)
+    tell_step("")
+    targets = compare.targets_of(comparison)
+    click.echo(f"Medians of {rounds} rounds of {duration:g} s; ratios within a round: median (lowest..highest).\n")
+    print_table(compare.ROWS_HEAD, compare.rows_of(comparison))
+    click.echo()
+    print_targets(targets)
+    if json_path is not None:
+        write_json(json_path, compare.as_json(comparison, targets))
+    if plot_path is not None:
+        from bench.plot import plot_comparison
+
+        plot_comparison(comparison, plot_path)
+
+
+@cli.command(name="limits")
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Of small and large sales in turns."
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0.5, 600),
+    default=5.0,
+    show_default=True,
+    help="Seconds of each run of the open loop.",
+)
+@json_option
+def limits_command(*, rounds: int, duration: float, json_path: Path | None) -> None:
+    """Measure latency at 5,000 requests a second, 10,000 at once, idle memory, and independence of size."""
+    scale = limits.Scale(rate_duration_s=duration, pairs=sizes.Scale(round_count=rounds))
+    targets = limits.measure(scale, tell_step)
+    tell_step("")
+    print_targets(targets)
+    if json_path is not None:
+        write_json(json_path, {"scale": scale, "targets": targets})

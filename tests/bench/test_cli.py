@@ -1,0 +1,140 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import cli
+from bench.stage import child_environment, started_server, temporary_store
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def assert_png(path):
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert path.stat().st_size > 10_000
+
+
+def test_default_run_sells_out_and_tells_all(tmp_path):
+    files = ["--json", tmp_path / "r.json", "--plot", tmp_path / "r.png"]
+    out = bench("--connections", 20, "--requests", 20, "--stock", 100, *files).stdout
+    for name in [
+        "Duration:",
+        "Total Requests: 400",
+        "Successful:     100",
+        "Sold Out:       300",
+        "Errors:         0",
+        "Throughput:",
+        "Avg Latency:",
+        "Latency p50:",
+        "Latency p90:",
+        "Latency p99:",
+        "Latency p99.9:",
+        "Latency max:",
+        "Oversell Check: PASSED (100 successes, 100 sold of 100, 100 distinct buyers)",
+    ]:
+        assert name in out
+    told = json.loads((tmp_path / "r.json").read_text())
+    assert (told["total_requests"], told["successful"], told["sold_out"], told["errors"]) == (400, 100, 300, 0)
+    assert told["check"]["passed"]
+    assert told["check"]["sale"]["distinct_buyer_count"] == 100
+    assert told["latency_ms"]["p50"] <= told["latency_ms"]["p99.9"] <= told["latency_ms"]["max"]
+    assert sum(sum(sample) for sample in told["samples"]) == 400
+    assert_png(tmp_path / "r.png")
+
+
+def test_a_running_server_is_attacked_in_open_and_closed_loop(tmp_path):
+    with temporary_store() as (home, _), started_server(home) as server:
+        attack = ["--connect", f"{server.host}:{server.port}", "--product", "p", "--connections", 10]
+        refused = bench(*attack, "--requests", 5, code=1)
+        assert "does not tell the stock of 'p'" in refused.stderr
+        subprocess.run(
+            [sys.executable, "-m", "flashsale", "init", "p", "70", "--home", str(home)],
+            check=True, env=child_environment(), capture_output=True,
+        )  # fmt: skip
+        out = bench(*attack, "--duration", 0.5, "--rate", 100, "--processes", 2).stdout
+        assert "Total Requests: 50\n" in out
+        assert "PASSED (50 successes, 50 sold of 70, distinct buyers not checked" in out
+        out = bench(*attack, "--requests", 5, "--pipeline", 5, "--home", home).stdout
+        assert "PASSED (20 successes, 20 sold of 20, 20 distinct buyers)" in out
+
+
+def test_a_dying_server_ends_the_run_and_is_counted(tmp_path):
+    with temporary_store() as (home, _), started_server(home) as server:
+        subprocess.run(
+            [sys.executable, "-m", "flashsale", "init", "p", "100", "--home", str(home)],
+            check=True, env=child_environment(), capture_output=True,
+        )  # fmt: skip
+        running = subprocess.Popen(
+            [sys.executable, "-m", "bench", "--connect", f"{server.host}:{server.port}", "--product", "p",
+             "--connections", "10", "--duration", "30", "--home", home, "--json", tmp_path / "r.json"],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(1.0)
+        server.kill()
+        out, _ = running.communicate(timeout=10)
+    assert "CONNECTION_LOST 10" in out
+    assert running.returncode == 0
+    assert json.loads((tmp_path / "r.json").read_text())["errors_by_kind"] == {"CONNECTION_LOST": 10}
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "bench", "--duration", "30"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(1.0)
+    os.killpg(running.pid, signal.SIGINT)
+    running.communicate(timeout=10)
+    assert running.returncode == 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(running.pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--requests", 1, "--duration", 1], "not both"),
+        (["--rate", 10, "--pipeline", 2], "closed loop"),
+        (["--connect", "127.0.0.1:1"], "go together"),
+        (["--home", "/nowhere"], "go with --connect"),
+        (["--stock", 1, "limits"], "go behind its name"),
+    ],
+)
+def test_contradictions_are_refused(arguments, words):
+    done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert done.exit_code == 2
+    assert words in done.output
+
+
+def test_compare_runs_all_peers(tmp_path):
+    out = bench(
+        "compare", "--duration", 0.1, "--rounds", 1, "--json", tmp_path / "c.json", "--plot", tmp_path / "c.png"
+    ).stdout
+    assert "(b) one EVALSHA per request" in out
+    told = json.loads((tmp_path / "c.json").read_text())
+    assert [sorted(peers) for peers in told["cells"].values()] == [
+        ["a", "b", "c"],
+        ["a", "b", "c"],
+        ["a", "b"],
+        ["a", "b"],
+    ]
+    assert all(
+        cell["throughput_per_s"] > 0 for peers in told["cells"].values() for cells in peers.values() for cell in cells
+    )
+    assert len(told["targets"]) == 8
+    assert_png(tmp_path / "c.png")

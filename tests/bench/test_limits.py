@@ -1,0 +1,30 @@
+from bench import limits, sizes
+from bench.disk import percentile
+
+SMALL = limits.Scale(
+    rate_per_s=500.0,
+    rate_duration_s=0.3,
+    probe_duration_s=0.1,
+    crowd_count=100,
+    crowd_request_count=3,
+    crowd_stock=20,
+    idle_count=50,
+    pairs=sizes.Scale(round_count=1, connection_count=5, request_count=20, stock=1_000, buyer_count=300),
+)
+
+
+def test_every_figure_is_measured():
+    steps = []
+    targets = limits.measure(SMALL, steps.append)
+    assert len(steps) == 4
+    assert len(targets) == 7
+    crowd = next(target for target in targets if "at once" in target.name)
+    assert crowd.met
+    assert crowd.measured.startswith("300 answered")
+
+
+def test_percentile_is_the_nearest_rank():
+    values = [float(value) for value in range(1, 101)]
+    assert percentile(values, 50.0) == 50.0
+    assert percentile(values, 99.0) == 99.0
+    assert percentile([7.0], 99.0) == 7.0

@@ -1,0 +1,687 @@
+"""The batcher's own logic, with an engine that does as it is told, on a clock that nobody waits for.
+
+What a real store does is in tests/contract and tests/faults; here are the bounds, the deadlines and the resends, to the
+millisecond: time passes on these tests' event loop only when nothing else is left to do.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import wraps
+from typing import Any
+
+import pytest
+
+from flashsale.batching import Batcher, Limits
+from flashsale.domain import (
+    BUSY,
+    NOT_EXECUTED,
+    NOT_FOUND,
+    UNKNOWN,
+    Ambiguous,
+    Answer,
+    Batch,
+    Defective,
+    GetStatus,
+    NotExecuted,
+    Outcome,
+    ProductStatus,
+    Purchase,
+    Request,
+    SoldOut,
+    Success,
+)
+from flashsale.engine import MemoryEngine
+
+REFUSED = NotExecuted("refused")
+SILENT = Ambiguous("silent")
+BROKEN = Defective("broken")
+
+
+class SimulatedSelector(selectors.SelectSelector):
+    """Says at once that the time it was to wait is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "nothing can happen any more: somebody waits for ever"
+            self.now += max(timeout, 0)
+        return ready
+
+
+class SimulatedLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._simulated = SimulatedSelector()
+        super().__init__(self._simulated)
+
+    def time(self) -> float:
+        return self._simulated.now
+
+
+def simulated(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run the test on a loop of its own, in simulated time."""
+
+    @wraps(test)
+    def run(*args: object, **kwargs: object) -> None:
+        with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+            runner.run(test(*args, **kwargs))
+
+    return run
+
+
+Step = Outcome | list[Outcome] | BaseException | Callable[[Sequence[Batch], float], Awaitable[list[Outcome]]]
+
+
+class ScriptedEngine:
+    """Plays one step for each commit, then `always` if there is one, else decides as MemoryEngine does.
+
+    It keeps what it was given.
+    """
+
+    def __init__(self, *steps: Step, always: Step | None = None, delay_s: float = 0.001) -> None:
+        self.always = always
+        self.memory = MemoryEngine()
+        self.rounds: list[list[Batch]] = []
+        self.timeouts_s: list[float] = []
+        self.running_count = 0
+        self._steps = list(steps)
+        self._delay_s = delay_s
+
+    async def commit(self, batches: Sequence[Batch], *, timeout_s: float) -> list[Outcome]:
+        assert self.running_count == 0, "two round trips at once"
+        assert len({batch.product_id for batch in batches}) == len(batches)
+        self.rounds.append([Batch(b.product_id, tuple(b.requests), b.sequence, fenced=b.fenced) for b in batches])
+        self.timeouts_s.append(timeout_s)
+        step = self._steps.pop(0) if self._steps else self.always
+        self.running_count += 1
+        try:
+            if callable(step):
+                return await step(batches, timeout_s)
+            await asyncio.sleep(self._delay_s)
+            if isinstance(step, BaseException):
+                raise step
+            if isinstance(step, NotExecuted | Ambiguous | Defective):
+                return [step] * len(batches)
+            return await self.memory.commit(batches, timeout_s=timeout_s)
+        finally:
+            self.running_count -= 1
+
+    def users(self) -> list[list[list[str]]]:
+        """Return the user ids of each batch of each round."""
+        return [[[request.user_id for request in batch.requests] for batch in batches] for batches in self.rounds]
+
+
+async def hang(batches: Sequence[Batch], timeout_s: float) -> list[Outcome]:
+    """Be silent for as long as the batcher says, as a stopped store is."""
+    await asyncio.sleep(timeout_s)
+    return [SILENT] * len(batches)
+
+
+def after(delay_s: float, outcome: Outcome | None = None) -> Step:
+    """Answer late: with this outcome, or as the rules say."""
+
+    async def step(batches: Sequence[Batch], timeout_s: float) -> list[Outcome]:
+        await asyncio.sleep(delay_s)
+        if outcome is not None:
+            return [outcome] * len(batches)
+        return [[NOT_FOUND] * len(batch.requests) for batch in batches]
+
+    return step
+
+
+class Crowd:
+    """A sink that remembers who was told what, and when."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, Answer] = {}
+        self.order: list[int] = []
+        self.times: dict[int, float] = {}
+        self.flush_count = 0
+        self.unflushed_count = 0
+
+    def answer(self, ticket: int, answer: Answer) -> None:
+        assert ticket not in self.answers, "told twice"
+        self.answers[ticket] = answer
+        self.order.append(ticket)
+        self.times[ticket] = asyncio.get_running_loop().time()
+        self.unflushed_count += 1
+
+    def flush(self) -> None:
+        self.flush_count += 1
+        self.unflushed_count = 0
+
+
+class Sale:
+    """A batcher over a scripted engine and one crowd of buyers."""
+
+    def __init__(
+        self, *steps: Step, always: Step | None = None, stock: int = 100, delay_s: float = 0.001, **limits: float
+    ) -> None:
+        self.engine = ScriptedEngine(*steps, always=always, delay_s=delay_s)
+        self.engine.memory.create("p", stock)
+        self.batcher = Batcher(self.engine, Limits(**limits))  # type: ignore[arg-type]
+        self.crowd = Crowd()
+        self.submitted: dict[int, float] = {}
+
+    def buy(self, *tickets: int, product_id: str = "p") -> None:
+        for ticket in tickets:
+            self.ask(Purchase(product_id, f"u{ticket}"), ticket)
+
+    def ask(self, request: Request, ticket: int) -> None:
+        self.submitted[ticket] = asyncio.get_running_loop().time()
+        self.batcher.submit(request, self.crowd, ticket)
+
+    async def end(self) -> dict[int, Answer]:
+        await self.batcher.drain()
+        assert set(self.crowd.answers) == set(self.submitted), "somebody was not answered"
+        return self.crowd.answers
+
+    def waited_s(self, ticket: int) -> float:
+        return self.crowd.times[ticket] - self.submitted[ticket]
+
+
+# Group commit
+
+
+@simulated
+async def test_one_request_takes_one_round_trip_and_no_timer() -> None:
+    sale = Sale(delay_s=0.0005)
+    sale.buy(0)
+    assert await sale.end() == {0: Success(99)}
+    assert sale.waited_s(0) == pytest.approx(0.0005, abs=1e-5)
+    assert sale.crowd.flush_count == 1
+
+
+@simulated
+async def test_what_arrives_during_a_round_trip_makes_up_the_next() -> None:
+    sale = Sale()
+    sale.buy(0)
+    await asyncio.sleep(0)  # the first round has begun
+    sale.buy(1, 2)
+    await asyncio.sleep(0.0005)
+    sale.buy(3)
+    answers = await sale.end()
+    assert sale.engine.users() == [[["u0"]], [["u1", "u2", "u3"]]]
+    assert answers == {ticket: Success(99 - ticket) for ticket in range(4)}
+    assert sale.crowd.flush_count == 2
+
+
+@simulated
+async def test_what_arrives_together_is_one_batch_in_order_of_arrival() -> None:
+    sale = Sale(stock=2)
+    sale.buy(0, 1)
+    sale.ask(GetStatus("p"), 2)
+    sale.buy(3)
+    assert await sale.end() == {0: Success(1), 1: Success(0), 2: ProductStatus(0, 2), 3: SoldOut()}
+    assert len(sale.engine.rounds) == 1
+    assert sale.crowd.order == [0, 1, 2, 3]
+
+
+@simulated
+async def test_each_sink_is_flushed_once_for_a_batch_after_its_answers() -> None:
+    sale = Sale()
+    other = Crowd()
+    for ticket in range(6):
+        sale.batcher.submit(Purchase("p", "u"), other if ticket % 2 else sale.crowd, ticket)
+    await sale.batcher.drain()
+    for crowd in (sale.crowd, other):
+        assert crowd.flush_count == 1
+        assert crowd.unflushed_count == 0
+        assert len(crowd.answers) == 3
+
+
+@simulated
+async def test_batch_is_bounded_and_the_rest_comes_next_in_order() -> None:
+    sale = Sale(batch_count_max=2)
+    sale.buy(*range(5))
+    await sale.end()
+    assert sale.engine.users() == [[["u0", "u1"]], [["u2", "u3"]], [["u4"]]]
+    assert sale.crowd.order == [0, 1, 2, 3, 4]
+
+
+@simulated
+async def test_sequences_grow_with_every_batch() -> None:
+    sale = Sale(batch_count_max=1)
+    sale.buy(0, 1)
+    sale.buy(2, product_id="q")
+    await sale.end()
+    sequences = [batch.sequence for batches in sale.engine.rounds for batch in batches]
+    assert sequences == sorted(set(sequences))
+
+
+@simulated
+async def test_several_products_share_a_round_each_with_its_own_batch() -> None:
+    sale = Sale()
+    for ticket, product_id in enumerate("pqrpqr"):
+        sale.buy(ticket, product_id=product_id)
+    answers = await sale.end()
+    assert sale.engine.users() == [[["u0", "u3"], ["u1", "u4"], ["u2", "u5"]]]
+    assert answers[3] == Success(98)
+    assert answers[4] == NOT_FOUND
+
+
+@simulated
+async def test_products_beyond_the_round_come_in_the_next() -> None:
+    sale = Sale(round_count_max=2)
+    for ticket, product_id in enumerate("pqrst"):
+        sale.buy(ticket, product_id=product_id)
+    await sale.end()
+    assert [[batch.product_id for batch in batches] for batches in sale.engine.rounds] == [
+        ["p", "q"],
+        ["r", "s"],
+        ["t"],
+    ]
+
+
+@simulated
+async def test_crowd_at_one_product_does_not_keep_another_waiting() -> None:
+    sale = Sale(round_count_max=1, batch_count_max=2)
+    sale.buy(*range(6))
+    sale.buy(6, product_id="q")
+    await sale.end()
+    assert [batches[0].product_id for batches in sale.engine.rounds] == ["p", "q", "p", "p"]
+
+
+# The bound of the queue
+
+
+@simulated
+async def test_busy_at_the_bound_at_once_and_not_before() -> None:
+    sale = Sale(queue_count_max=3)
+    sale.buy(0)
+    await asyncio.sleep(0)  # in flight: it waits for its turn no more
+    sale.buy(1, 2, 3)
+    assert sale.crowd.answers == {}
+    sale.buy(4)
+    sale.buy(5, product_id="q")
+    assert sale.crowd.answers == {4: BUSY, 5: BUSY}
+    await asyncio.sleep(0.0015)
+    sale.buy(6)  # there is room again
+    answers = await sale.end()
+    assert answers == {0: Success(99), 1: Success(98), 2: Success(97), 3: Success(96), 4: BUSY, 5: BUSY, 6: Success(95)}
+    assert not {"u4", "u5"} & {user for batches in sale.engine.users() for users in batches for user in users}
+
+
+@simulated
+async def test_room_comes_back_after_requests_were_dropped() -> None:
+    sale = Sale(always=REFUSED, queue_count_max=2)
+    for first in (0, 10, 20):
+        sale.buy(first)
+        await asyncio.sleep(0)
+        sale.buy(first + 1, first + 2, first + 3)
+        answers = await sale.end()
+        assert [answers[first + i] for i in range(4)] == [NOT_EXECUTED, NOT_EXECUTED, NOT_EXECUTED, BUSY]
+
+
+@simulated
+async def test_default_bound_takes_a_hundred_thousand_buyers() -> None:
+    sale = Sale(stock=100_000)
+    sale.buy(*range(131_072))
+    assert sale.crowd.answers == {}
+    sale.buy(131_072)
+    assert sale.crowd.answers == {131_072: BUSY}
+    answers = await sale.end()
+    assert answers[99_999] == Success(0)
+    assert answers[100_000] == SoldOut()
+    assert all(len(batch.requests) <= 2048 for batches in sale.engine.rounds for batch in batches)
+
+
+# A store that fails for a moment
+
+
+@simulated
+async def test_not_executed_is_sent_again_as_it_was() -> None:
+    sale = Sale(REFUSED, REFUSED)
+    sale.buy(0, 1)
+    assert await sale.end() == {0: Success(99), 1: Success(98)}
+    [first], second, third = sale.engine.rounds
+    assert second == third == [first]
+    assert not first.fenced
+
+
+@simulated
+async def test_ambiguous_is_sent_again_with_its_sequence_behind_a_fence() -> None:
+    sale = Sale(SILENT, REFUSED)
+    sale.buy(0, 1)
+    await asyncio.sleep(0)
+    sale.buy(2)
+    assert await sale.end() == {0: Success(99), 1: Success(98), 2: Success(97)}
+    [first], [second], [third], [fourth] = sale.engine.rounds
+    assert (first.fenced, second.fenced, third.fenced, fourth.fenced) == (False, True, True, False)
+    assert first.sequence == second.sequence == third.sequence < fourth.sequence
+    assert first.requests == second.requests == third.requests
+    assert [request.user_id for request in fourth.requests] == ["u2"]
+
+
+@simulated
+async def test_ambiguous_batch_that_was_executed_is_not_sold_twice() -> None:
+    async def execute_and_fall_silent(batches: Sequence[Batch], timeout_s: float) -> list[Outcome]:
+        await sale.engine.memory.commit(batches, timeout_s=timeout_s)
+        return [SILENT] * len(batches)
+
+    sale = Sale(execute_and_fall_silent)
+    sale.buy(0, 1)
+    assert await sale.end() == {0: Success(99), 1: Success(98)}
+    assert sale.engine.memory.buyers("p") == ["u0", "u1"]
+
+
+@simulated
+async def test_only_the_batches_without_an_answer_are_sent_again() -> None:
+    async def decide_the_first(batches: Sequence[Batch], timeout_s: float) -> list[Outcome]:
+        return [sale.engine.memory.decide(batches[0]), SILENT, REFUSED]
+
+    sale = Sale(decide_the_first)
+    for ticket, product_id in enumerate("pqr"):
+        sale.buy(ticket, product_id=product_id)
+    await sale.end()
+    assert [[(b.product_id, b.fenced) for b in batches] for batches in sale.engine.rounds] == [
+        [("p", False), ("q", False), ("r", False)],
+        [("q", True), ("r", False)],
+    ]
+    assert sale.waited_s(0) < sale.waited_s(1)
+
+
+# A store that is away for longer
+
+
+@simulated
+async def test_never_executed_is_answered_unavailable_within_the_deadline() -> None:
+    sale = Sale(always=REFUSED)
+    sale.buy(0)
+    assert await sale.end() == {0: NOT_EXECUTED}
+    assert 1.5 < sale.waited_s(0) <= 2.0
+    assert sale.crowd.unflushed_count == 0
+
+
+@pytest.mark.parametrize("deadline_s", [0.3, 2.0, 60.0])
+@pytest.mark.parametrize("step", [REFUSED, SILENT, hang], ids=["refused", "silent at once", "hangs"])
+def test_everyone_is_answered_within_the_deadline(step: Step, deadline_s: float) -> None:
+    @simulated
+    async def test() -> None:
+        sale = Sale(always=step, store_deadline_s=deadline_s, queue_age_max_s=600.0)
+        for ticket in range(10):
+            sale.buy(ticket)
+            sale.buy(ticket + 100, product_id=f"q{ticket}")
+            await asyncio.sleep(deadline_s / 7)
+        answers = await sale.end()
+        assert all(sale.waited_s(ticket) <= deadline_s + 1e-6 for ticket in answers)
+        assert set(answers.values()) <= {NOT_EXECUTED, UNKNOWN}
+        told_not_executed = {f"u{ticket}" for ticket, answer in answers.items() if answer == NOT_EXECUTED}
+        for number, batches in enumerate(sale.engine.rounds):
+            if step is not REFUSED:  # whoever was sent to a silent store must not be told that nothing happened
+                assert not told_not_executed & {r.user_id for batch in batches for r in batch.requests}, number
+
+    test()
+
+
+@simulated
+async def test_perhaps_executed_is_answered_unknown_within_the_deadline() -> None:
+    sale = Sale(hang)
+    sale.buy(0)
+    await asyncio.sleep(0.5)
+    sale.buy(1)  # waits behind it and was never sent
+    sale.buy(2, product_id="q")
+    answers = await sale.end()
+    assert answers[0] == UNKNOWN
+    assert 1.5 < sale.waited_s(0) <= 2.0
+    assert answers[1] == Success(99)
+    assert answers[2] == NOT_FOUND
+
+
+@simulated
+async def test_after_unknown_the_next_batch_of_the_product_is_fenced_until_one_is_decided() -> None:
+    sale = Sale(always=SILENT)
+    sale.buy(0)
+    await sale.end()
+    assert sale.crowd.answers == {0: UNKNOWN}
+    sale.engine._steps[:], sale.engine.always = [REFUSED], None
+    count = len(sale.engine.rounds)
+    first = sale.engine.rounds[0][0].sequence
+    sale.buy(1)
+    sale.buy(2, product_id="q")
+    await sale.end()
+    sale.buy(3)
+    await sale.end()
+    again = sale.engine.rounds[count:]
+    assert [[(b.product_id, b.fenced) for b in batches] for batches in again] == [
+        [("p", True), ("q", False)],
+        [("p", True), ("q", False)],
+        [("p", False)],
+    ]
+    assert again[0][0].sequence > first
+
+
+@simulated
+async def test_late_arrival_of_an_unknown_batch_finds_the_door_shut() -> None:
+    sale = Sale(always=SILENT)
+    sale.buy(0)
+    await sale.end()
+    sale.engine.always = None
+    sale.ask(GetStatus("p"), 1)  # changes nothing, and is remembered all the same
+    await sale.end()
+    late = sale.engine.rounds[0][0]
+    assert isinstance(sale.engine.memory.decide(late), Ambiguous)
+    assert sale.engine.memory.buyers("p") == []
+
+
+@simulated
+async def test_told_unavailable_is_never_sent_again() -> None:
+    sale = Sale(after(0.1, BROKEN), always=REFUSED)
+    sale.buy(0, product_id="q")
+    await asyncio.sleep(0)
+    sale.buy(1)
+    await asyncio.sleep(0.09)
+    sale.buy(2)
+    deadline_s = 2.0
+    await asyncio.sleep(deadline_s - 0.14)  # the older one's time is up, the younger one's is not
+    assert sale.crowd.answers == {0: NOT_EXECUTED, 1: NOT_EXECUTED}
+    sale.engine.always = None
+    answers = await sale.end()
+    assert answers[2] == Success(99)
+    assert sale.engine.users()[-1] == [["u2"]]
+    assert sale.engine.memory.buyers("p") == ["u2"]
+    assert sale.engine.rounds[-1][0].sequence == sale.engine.rounds[1][0].sequence
+
+
+@simulated
+async def test_told_unknown_stays_in_its_batch_which_goes_on_for_the_others() -> None:
+    sale = Sale(after(0.1, BROKEN), always=SILENT)
+    sale.buy(0, product_id="q")
+    await asyncio.sleep(0)
+    sale.buy(1)
+    await asyncio.sleep(0.09)
+    sale.buy(2)
+    await asyncio.sleep(2.0 - 0.14)
+    assert sale.crowd.answers == {0: NOT_EXECUTED, 1: UNKNOWN}
+    sale.engine.always = None
+    answers = await sale.end()
+    assert sale.engine.users()[-1] == [["u1", "u2"]]  # as it was sent first, or the store could not know it again
+    assert answers[2] == Success(98)
+    assert sale.engine.memory.buyers("p") == ["u1", "u2"]
+
+
+@simulated
+async def test_waiting_behind_a_silent_store_ends_at_the_deadline_too() -> None:
+    sale = Sale(always=SILENT)
+    sale.buy(0)
+    await asyncio.sleep(0)
+    sale.buy(1)
+    sale.buy(2, product_id="q")
+    await asyncio.sleep(1.0)
+    sale.buy(3)
+    await asyncio.sleep(0.95)
+    sale.engine.always = None
+    answers = await sale.end()
+    assert [answers[ticket] for ticket in range(3)] == [UNKNOWN, NOT_EXECUTED, NOT_EXECUTED]
+    assert answers[3] == Success(99)
+    assert not {"u1", "u2"} & {user for batches in sale.engine.users() for users in batches for user in users}
+    assert all(sale.waited_s(ticket) <= 2.0 for ticket in range(4))
+
+
+@simulated
+async def test_slow_store_that_goes_on_answering_is_not_away() -> None:
+    sale = Sale(*[after(0.9)] * 4, batch_count_max=1)
+    sale.buy(*range(4))
+    assert await sale.end() == dict.fromkeys(range(4), NOT_FOUND)
+    assert sale.waited_s(3) == pytest.approx(3.6, abs=0.01)
+
+
+@simulated
+async def test_store_has_its_whole_deadline_for_each_round_also_while_many_wait() -> None:
+    sale = Sale(*[after(0.9)] * 4, batch_count_max=1)
+    sale.buy(*range(4))
+    await sale.end()
+    assert sale.engine.timeouts_s == pytest.approx([1.9] * 4, abs=0.1)  # it has not been silent, only busy
+
+
+@simulated
+async def test_engine_is_given_what_is_left_of_the_deadline_and_never_nothing() -> None:
+    sale = Sale(always=hang)
+    sale.buy(0)
+    await sale.end()
+    assert sale.engine.timeouts_s[0] == pytest.approx(1.9, abs=0.1)
+    assert all(timeout_s > 0 for timeout_s in sale.engine.timeouts_s)
+
+
+@simulated
+async def test_too_old_in_the_queue_is_dropped_unexecuted() -> None:
+    sale = Sale(after(0.5), after(0.5), queue_age_max_s=0.4)
+    sale.buy(0)
+    await asyncio.sleep(0.05)
+    sale.buy(1)
+    sale.buy(2, product_id="q")
+    await asyncio.sleep(0.1)
+    sale.buy(3)
+    assert await sale.end() == {0: NOT_FOUND, 1: NOT_EXECUTED, 2: NOT_EXECUTED, 3: NOT_FOUND}
+    assert sale.engine.users() == [[["u0"]], [["u3"]]]
+    assert sale.crowd.unflushed_count == 0
+
+
+@simulated
+async def test_round_of_nothing_but_the_too_old_asks_the_store_nothing() -> None:
+    sale = Sale(after(0.5), queue_age_max_s=0.4)
+    sale.buy(0)
+    await asyncio.sleep(0.05)
+    sale.buy(1)
+    assert await sale.end() == {0: NOT_FOUND, 1: NOT_EXECUTED}
+    assert len(sale.engine.rounds) == 1
+
+
+# Defects
+
+
+@simulated
+async def test_defective_is_unavailable_and_not_repeated() -> None:
+    sale = Sale(BROKEN)
+    sale.buy(0, 1)
+    assert await sale.end() == {0: NOT_EXECUTED, 1: NOT_EXECUTED}
+    assert len(sale.engine.rounds) == 1
+    assert sale.waited_s(0) < 0.1
+
+
+@simulated
+async def test_defective_after_ambiguous_is_unknown() -> None:
+    sale = Sale(SILENT, BROKEN)
+    sale.buy(0, 1)
+    assert await sale.end() == {0: UNKNOWN, 1: UNKNOWN}
+
+
+@simulated
+async def test_engine_that_raises_once_is_asked_again_behind_a_fence() -> None:
+    sale = Sale(ValueError("a bug"))
+    sale.buy(0)
+    assert await sale.end() == {0: Success(99)}
+    assert [batches[0].fenced for batches in sale.engine.rounds] == [False, True]
+
+
+@simulated
+async def test_engine_that_goes_on_raising_is_answered_unknown_and_service_goes_on() -> None:
+    sale = Sale(always=ValueError("a bug"))
+    sale.buy(0)
+    await sale.end()
+    assert sale.crowd.answers == {0: UNKNOWN}
+    assert sale.waited_s(0) <= 2.0
+    sale.engine.always = None
+    sale.buy(1)
+    assert (await sale.end())[1] == Success(99)
+
+
+# Sinks that ask while they are told
+
+
+class Pipeliner(Crowd):
+    """A saturated connection: each flush submits what waited behind its in-flight limit."""
+
+    def __init__(self, sale: Sale, more: Sequence[int]) -> None:
+        super().__init__()
+        self._sale = sale
+        self._more = list(more)
+
+    def flush(self) -> None:
+        super().flush()
+        more, self._more = self._more, []
+        for ticket in more:
+            self._sale.submitted[ticket] = asyncio.get_running_loop().time()
+            self._sale.batcher.submit(Purchase("p", f"u{ticket}"), self, ticket)
+
+
+@simulated
+async def test_request_submitted_while_answers_are_given_is_served() -> None:
+    sale = Sale()
+    sale.crowd = Pipeliner(sale, [1, 2])
+    sale.buy(0)
+    assert await sale.end() == {0: Success(99), 1: Success(98), 2: Success(97)}
+
+
+@simulated
+async def test_request_submitted_while_the_too_old_are_dropped_is_served() -> None:
+    sale = Sale(after(0.5, BROKEN), queue_age_max_s=0.4, batch_count_max=2)
+    sale.batcher.submit(Purchase("p", "u0"), Crowd(), 0)
+    sale.crowd = Pipeliner(sale, [5, 6])
+    await asyncio.sleep(0.05)
+    sale.buy(1)  # too old when its turn comes
+    await asyncio.sleep(0.3)
+    sale.buy(2, 3, 4)  # more than one batch, and in time
+    answers = await sale.end()
+    assert answers[1] == NOT_EXECUTED
+    assert [answers[ticket] for ticket in (2, 3, 4)] == [Success(99), Success(98), Success(97)]
+    assert {answers[5], answers[6]} == {Success(96), Success(95)}
+
+
+@simulated
+async def test_request_submitted_while_the_store_is_given_up_is_answered() -> None:
+    sale = Sale(always=REFUSED)
+    sale.crowd = Pipeliner(sale, [2, 3])
+    sale.buy(0)
+    await asyncio.sleep(0)
+    sale.buy(1)
+    answers = await sale.end()
+    assert answers[0] == answers[1] == NOT_EXECUTED
+    assert {answers[2], answers[3]} <= {NOT_EXECUTED, Success(99), Success(98)}
+
+
+# Draining
+
+
+@simulated
+async def test_drain_of_an_idle_batcher_returns_at_once() -> None:
+    sale = Sale()
+    await sale.batcher.drain()
+    sale.buy(0)
+    await sale.end()
+    await sale.batcher.drain()
+
+
+@simulated
+async def test_drain_returns_once_everything_is_answered_also_what_comes_meanwhile() -> None:
+    sale = Sale(batch_count_max=1)
+    sale.buy(0, 1, 2)
+    draining = asyncio.create_task(sale.batcher.drain())
+    await asyncio.sleep(0.0005)
+    sale.buy(3)
+    await draining
+    assert set(sale.crowd.answers) == {0, 1, 2, 3}

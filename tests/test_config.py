@@ -1,0 +1,162 @@
+"""Settings: each source, their order, and what is refused."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from flashsale.batching import Limits
+from flashsale.config import Config, load_config, split_address
+from flashsale.errors import ConfigError
+from flashsale.server import ServerLimits
+from flashsale.store.durability import Durability
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "flashsale.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults() -> None:
+    config = load_config(environment={})
+    assert config == Config()
+    assert config.listen == "127.0.0.1:8080"
+    assert config.workers == 1
+    assert config.redis is None
+    assert config.durability is Durability.LOCAL
+
+
+def test_limits_have_one_default_each() -> None:
+    for limits in (ServerLimits(), Limits()):
+        for name, value in structs.asdict(limits).items():
+            assert getattr(Config(), name, value) == value
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    path = write(tmp_path, 'listen = "a:1"\nhome = "file"\nworkers = 2\nidle_timeout_s = 7\n')
+    environment = {"LISTEN_ADDR": "b:2", "FLASHSALE_HOME": "environment", "FLASHSALE_WORKERS": "3", "PATH": "/bin"}
+    config = load_config(path, environment, {"listen": "c:3", "home": None, "redis": None})
+    assert (config.listen, config.home, config.workers, config.idle_timeout_s) == ("c:3", "environment", 3, 7.0)
+
+
+@pytest.mark.parametrize("name", [field.name for field in structs.fields(Config)])
+def test_each_setting_has_its_variable_and_its_key_in_the_file(tmp_path: Path, name: str) -> None:
+    default = getattr(Config(), name)
+    value = {str: "x", int: 2_000, float: 5.5, type(None): "redis://x", Durability: "relaxed"}[type(default)]
+    value = 2 if name == "workers" else value
+    text = f'"{value}"' if isinstance(value, str) else value
+    assert getattr(load_config(write(tmp_path, f"{name} = {text}\n"), {}), name) == value
+    assert getattr(load_config(environment={f"FLASHSALE_{name.upper()}": str(value)}), name) == value
+    assert value != default
+
+
+def test_redis_by_its_usual_names() -> None:
+    assert load_config(environment={"REDIS_ADDR": "a:1"}).redis == "a:1"
+    assert load_config(environment={"REDIS_ADDR": "a:1", "REDIS_URL": "redis://b"}).redis == "redis://b"
+    assert load_config(environment={"REDIS_URL": "redis://b", "FLASHSALE_REDIS": "redis://c"}).redis == "redis://c"
+
+
+def test_flags_say_which_store_whatever_the_environment_says() -> None:
+    environment = {"REDIS_URL": "redis://b"}
+    assert load_config(environment=environment, flags={"home": "h", "redis": None}).redis is None
+    assert load_config(environment={"FLASHSALE_HOME": "h"}, flags={"redis": "redis://c"}).redis == "redis://c"
+    with pytest.raises(ConfigError, match=r"--home .* --redis .*: give one of them"):
+        load_config(environment={}, flags={"home": "h", "redis": "redis://c"})
+
+
+def test_empty_variable_is_not_a_value() -> None:
+    assert load_config(environment={"REDIS_URL": "", "LISTEN_ADDR": "", "FLASHSALE_WORKERS": ""}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("workers", "0"),
+        ("workers", "65"),
+        ("workers", "two"),
+        ("payload_size_max", str(1024 * 1024 + 1)),
+        ("payload_size_max", "63"),
+        ("in_flight_count_max", "0"),
+        ("store_deadline_s", "0.1"),
+        ("store_deadline_s", "nan"),
+        ("idle_timeout_s", "inf"),
+        ("queue_count_max", "-1"),
+        ("drain_timeout_s", "61"),
+        ("durability", "strict"),
+    ],
+)
+def test_value_out_of_its_range_is_refused_and_named(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(environment={f"FLASHSALE_{name.upper()}": value})
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_payload_of_a_mebibyte_may_be_allowed() -> None:
+    assert load_config(environment={"FLASHSALE_PAYLOAD_SIZE_MAX": "1048576"}).payload_size_max == 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("workers = ", "cannot read"),
+        ("worker = 2", "worker"),
+        ('workers = "many"', "workers"),
+        ("workers = [1]", "workers"),
+        ("listen = 8080", "listen"),
+    ],
+)
+def test_file_with_a_mistake_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(write(tmp_path, text), {})
+
+
+def test_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*missing\.toml"):
+        load_config(tmp_path / "missing.toml", {})
+    (tmp_path / "latin.toml").write_bytes(b'home = "\xe9"')
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "latin.toml", {})
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path, {})
+
+
+def test_config_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        Config().workers = 2  # type: ignore[misc]
+
+
+def test_file_of_all_defaults_is_the_defaults(tmp_path: Path) -> None:
+    lines = [
+        f"{name} = {value if isinstance(value, int | float) else chr(34) + str(value) + chr(34)}"
+        for name, value in structs.asdict(Config()).items()
+        if value is not None
+    ]
+    text = "\n".join(lines)
+    assert tomllib.loads(text)
+    assert load_config(write(tmp_path, text), {}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+        (":8080", ("", 8080)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:80", ("::1", 80)),
+        ("[::]:65535", ("::", 65535)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+    ],
+)
+def test_address_is_split(value: str, expected: tuple[str, int]) -> None:
+    assert split_address(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value", ["", "8080", "localhost", "localhost:", "localhost:http", "h:65536", "h:-1", "h:٣", "h: 1"]
+)
+def test_address_that_is_none_is_refused_with_a_sentence(value: str) -> None:
+    with pytest.raises(ConfigError, match="is not an address: give HOST:PORT, or :PORT for all interfaces"):
+        split_address(value)

@@ -1,0 +1,249 @@
+"""The connection without its socket: order, errors, the in-flight limit, the end."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
+from flashsale.domain import BUSY, SOLD_OUT, Failed, GetStatus, ProductStatus, Purchase, Request, Success
+from flashsale.wire import (
+    PAYLOAD_SIZE_DEFAULT,
+    FrameReader,
+    decode_answer,
+    encode_answer,
+    encode_frame,
+    encode_request,
+)
+
+
+def connection(in_flight_count_max: int = IN_FLIGHT_DEFAULT) -> ServerConnection:
+    return ServerConnection(payload_size_max=PAYLOAD_SIZE_DEFAULT, in_flight_count_max=in_flight_count_max)
+
+
+def buy(number: int) -> bytes:
+    return encode_request(Purchase("p", str(number)))
+
+
+def answers(data: bytes) -> list[object]:
+    """Return the answers in the bytes, PINGs as their payload."""
+    reader = FrameReader()
+    frames = reader.feed(data)
+    assert not reader.incomplete
+    return [payload if kind == 6 else decode_answer(payload) for kind, payload in frames]
+
+
+def test_request_is_handed_out_and_its_answer_echoes_the_type() -> None:
+    it = connection()
+    [(ticket, request)] = it.receive(encode_request(GetStatus("p")))
+    assert request == GetStatus("p")
+    assert it.unanswered_count == 1
+    assert it.data_to_send() == b""
+    it.answer(ticket, ProductStatus(1, 2))
+    assert it.unanswered_count == 0
+    assert it.data_to_send() == encode_answer(5, ProductStatus(1, 2))
+    assert it.data_to_send() == b""
+
+
+def test_answers_given_backwards_come_in_the_order_of_requests() -> None:
+    it = connection()
+    tickets = [ticket for ticket, _ in it.receive(b"".join(buy(number) for number in range(5)))]
+    for number in (4, 2, 3, 1):
+        it.answer(tickets[number], Success(number))
+        assert it.data_to_send() == b""
+    assert it.unanswered_count == 5
+    it.answer(tickets[0], Success(0))
+    assert answers(it.data_to_send()) == [Success(number) for number in range(5)]
+    assert it.unanswered_count == 0
+
+
+def test_ping_waits_for_the_answers_before_it() -> None:
+    it = connection()
+    [(ticket, _)] = it.receive(encode_frame(6, b"first") + buy(0) + encode_frame(6, b"second"))
+    assert answers(it.data_to_send()) == [b"first"]
+    it.answer(ticket, SOLD_OUT)
+    assert answers(it.data_to_send()) == [SOLD_OUT, b"second"]
+
+
+def test_errors_are_answered_in_turn_and_the_connection_stays() -> None:
+    it = connection()
+    requests = it.receive(
+        encode_frame(0x02, b"{}")
+        + encode_frame(0x01, b"")
+        + buy(1)
+        + encode_frame(0x01, b"{}")
+        + encode_frame(0xFE, b"")
+        + encode_frame(0x00, b"")
+    )
+    first = it.data_to_send()
+    assert first == encode_answer(0x02, Failed("unknown message type")) + encode_answer(0x01, Failed("invalid json"))
+    [(ticket, request)] = requests
+    assert request == Purchase("p", "1")
+    it.answer(ticket, BUSY)
+    assert it.data_to_send() == (
+        encode_answer(0x01, BUSY)
+        + encode_answer(0x01, Failed("missing product_id or user_id"))
+        + encode_answer(0xFE, Failed("unknown message type"))
+        + encode_answer(0x00, Failed("unknown message type"))
+    )
+    assert not it.closing
+    assert len(it.receive(buy(2))) == 1
+
+
+def test_oversized_frame_is_answered_last_and_ends_the_connection() -> None:
+    it = connection()
+    [(ticket, _)] = it.receive(buy(1) + b"\x05\x00\x01\x00\x01" + buy(2))
+    assert it.closing
+    assert it.unanswered_count == 2
+    assert it.data_to_send() == b""
+    assert it.receive(buy(3)) == []
+    it.answer(ticket, Success(0))
+    assert it.data_to_send() == encode_answer(1, Success(0)) + encode_answer(5, Failed("payload too large"))
+    assert it.unanswered_count == 0
+    assert it.receive(buy(4)) == []
+    assert it.resume() == []
+    assert it.data_to_send() == b""
+
+
+def test_oversized_frame_behind_the_in_flight_limit_is_answered_after_what_waits() -> None:
+    it = connection(2)
+    taken = it.receive(buy(0) + buy(1) + buy(2) + b"\x01\xff\xff\xff\xff")
+    assert [request.user_id for _, request in taken] == ["0", "1"]
+    assert it.saturated
+    assert not it.closing
+    assert it.receive(buy(9)) == []  # the reader takes nothing more
+    it.answer(taken[0][0], Success(0))
+    it.answer(taken[1][0], Success(1))
+    taken = it.resume()
+    assert [request.user_id for _, request in taken] == ["2"]
+    assert it.closing
+    assert not it.saturated
+    it.answer(taken[0][0], Success(2))
+    assert answers(it.data_to_send()) == [Success(0), Success(1), Success(2), Failed("payload too large")]
+
+
+def test_in_flight_limit_holds_back_and_resumes_in_order() -> None:
+    it = connection(2)
+    taken = it.receive(b"".join(buy(number) for number in range(5)) + encode_frame(6, b"ping"))
+    assert [request.user_id for _, request in taken] == ["0", "1"]
+    assert it.saturated
+    assert it.resume() == []  # nothing was answered yet
+    assert it.saturated
+    assert it.receive(buy(5)) == []  # a segment that was on its way when reading stopped
+    it.answer(taken[1][0], Success(1))  # answered, but not sent: it still counts
+    assert it.resume() == []
+    it.answer(taken[0][0], Success(0))
+    seen = ["0", "1"]
+    for _ in range(10):
+        taken = it.resume()
+        seen += [request.user_id for _, request in taken]
+        for ticket, request in taken:
+            it.answer(ticket, Success(int(request.user_id)))
+    assert seen == [str(number) for number in range(6)]
+    assert not it.saturated
+    sent = answers(it.data_to_send())
+    assert sent == [*map(Success, range(5)), b"ping", Success(5)]
+
+
+def test_default_in_flight_limit() -> None:
+    it = connection()
+    requests = it.receive(b"".join(buy(number) for number in range(IN_FLIGHT_DEFAULT + 1)))
+    assert len(requests) == IN_FLIGHT_DEFAULT == 1024
+    assert it.saturated
+
+
+def test_resume_without_need_does_nothing() -> None:
+    it = connection()
+    assert not it.saturated
+    assert it.resume() == []
+    it.receive(buy(0))
+    assert it.resume() == []
+
+
+def test_incomplete_and_received_count_follow_the_stream() -> None:
+    it = connection()
+    frame = buy(0)
+    assert (it.incomplete, it.received_count) == (False, 0)
+    for position in range(len(frame) - 1):
+        assert it.receive(frame[position : position + 1]) == []
+        assert (it.incomplete, it.received_count) == (True, 0)
+    assert len(it.receive(frame[-1:])) == 1
+    assert (it.incomplete, it.received_count) == (False, 1)
+
+
+def test_stream_gives_the_same_requests_cut_at_every_offset() -> None:
+    stream = buy(0) + encode_frame(6, b"x") + encode_frame(9, b"") + buy(1) + b"\x01\x00\x01\x00\x01" + buy(2)
+    whole = connection()
+    expected = whole.receive(stream)
+    for ticket, _ in expected:
+        whole.answer(ticket, SOLD_OUT)
+    sent = whole.data_to_send()
+    for cut in range(len(stream) + 1):
+        it = connection()
+        requests = it.receive(stream[:cut])
+        requests += it.receive(stream[cut:])
+        assert requests == expected
+        for ticket, _ in requests:
+            it.answer(ticket, SOLD_OUT)
+        assert it.data_to_send() == sent
+        assert it.closing
+
+
+messages = st.lists(st.sampled_from(["buy", "status", "ping", "unknown", "broken", "missing"]), max_size=40)
+
+
+def frame_and_answer(kind: str, number: int) -> tuple[bytes, object]:
+    match kind:
+        case "buy":
+            return buy(number), Success(number)
+        case "status":
+            return encode_request(GetStatus(str(number))), ProductStatus(number, 0)
+        case "ping":
+            return encode_frame(6, str(number).encode()), str(number).encode()
+        case "unknown":
+            return encode_frame(7 + number, b"{}"), Failed("unknown message type")
+        case "broken":
+            return encode_frame(1, b"{"), Failed("invalid json")
+        case _:
+            return encode_frame(5, b"{}"), Failed("missing product_id or user_id")
+
+
+def decide(request: Request) -> Success | ProductStatus:
+    if isinstance(request, Purchase):
+        return Success(int(request.user_id))
+    return ProductStatus(int(request.product_id), 0)
+
+
+@given(messages, st.integers(1, 8), st.booleans(), st.binary(max_size=150))
+def test_whatever_the_pace_no_answer_is_lost_doubled_or_out_of_turn(
+    kinds: list[str], in_flight_count_max: int, oversized: bool, moves: bytes
+) -> None:
+    pairs = [frame_and_answer(kind, number) for number, kind in enumerate(kinds)]
+    stream = b"".join(frame for frame, _ in pairs)
+    expected = [answer for _, answer in pairs]
+    if oversized:
+        stream += b"\x01\xff\xff\xff\xff"
+        expected.append(Failed("payload too large"))
+    it = connection(in_flight_count_max)
+    open_requests: list[tuple[int, Request]] = []
+    sent = b""
+    position = 0
+    tape = iter(moves)
+    while position < len(stream) or open_requests or it.saturated:
+        move = next(tape, 0)
+        if move % 8 == 7:
+            sent += it.data_to_send()
+        elif it.saturated and (move % 8 == 6 or not open_requests):
+            open_requests += it.resume()
+        elif position < len(stream) and (move % 2 or not open_requests):
+            # also while saturated: what was on its way when reading stopped comes all the same
+            open_requests += it.receive(stream[position : position + 1 + move])
+            position += 1 + move
+        elif open_requests:
+            ticket, request = open_requests.pop(move % len(open_requests))
+            it.answer(ticket, decide(request))
+        assert len(open_requests) <= in_flight_count_max
+        assert it.unanswered_count <= in_flight_count_max + oversized
+    sent += it.data_to_send()
+    assert answers(sent) == expected
+    assert it.unanswered_count == 0
+    assert it.received_count == len(expected)
+    assert it.closing == oversized

@@ -1,0 +1,446 @@
+"""Frames and bodies, each case read both ways and cut in every place."""
+
+import json
+import sys
+import tracemalloc
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flashsale.domain import (
+    BUSY,
+    NOT_EXECUTED,
+    NOT_FOUND,
+    SOLD_OUT,
+    UNKNOWN,
+    Failed,
+    GetStatus,
+    ProductStatus,
+    Purchase,
+    PurchaseEvent,
+    SoldOutEvent,
+    Success,
+)
+from flashsale.wire import (
+    HEADER_SIZE,
+    INVALID_JSON,
+    MISSING_FIELD,
+    PAYLOAD_SIZE_DEFAULT,
+    PAYLOAD_SIZE_MAX,
+    PAYLOAD_TOO_LARGE,
+    UNKNOWN_MESSAGE_TYPE,
+    FrameReader,
+    MessageType,
+    decode_answer,
+    decode_event,
+    decode_request,
+    encode_answer,
+    encode_frame,
+    encode_request,
+)
+
+FIRST_REQUEST = bytes.fromhex("010000002e") + b'{"product_id":"iphone15","user_id":"user_0_0"}'
+FIRST_ANSWER = bytes.fromhex("0100000029") + b'{"status":"SUCCESS","remaining_stock":99}'
+
+FRAMES = [
+    ("the first purchase", (1, FIRST_REQUEST[5:]), FIRST_REQUEST),
+    ("the first answer", (1, FIRST_ANSWER[5:]), FIRST_ANSWER),
+    ("no payload", (6, b""), bytes.fromhex("0600000000")),
+    ("one byte", (6, b"\x00"), bytes.fromhex("0600000001 00")),
+    ("the highest type", (255, b"ab"), bytes.fromhex("ff00000002 6162")),
+    ("the lowest type", (0, b'{"status":"BUSY"}'), bytes.fromhex("0000000011") + b'{"status":"BUSY"}'),
+    ("a header as payload", (6, bytes.fromhex("010000002e")), bytes.fromhex("0600000005 010000002e")),
+    ("a length of two bytes", (5, b"x" * 258), bytes.fromhex("0500000102") + b"x" * 258),
+]
+frames_table = pytest.mark.parametrize(("frame", "data"), [row[1:] for row in FRAMES], ids=[row[0] for row in FRAMES])
+
+STREAM = b"".join(data for _, _, data in FRAMES)
+STREAM_FRAMES = [frame for _, frame, _ in FRAMES]
+
+
+def kept_size(reader: FrameReader) -> int:
+    """Return how many bytes the reader holds back, whatever it calls them."""
+    held = (getattr(reader, name) for name in FrameReader.__slots__)
+    return sum(len(value) for value in held if isinstance(value, bytes | bytearray | memoryview))
+
+
+def feed_all(data: bytes, cuts: list[int], payload_size_max: int = PAYLOAD_SIZE_DEFAULT) -> tuple[list, int | None]:
+    reader = FrameReader(payload_size_max)
+    frames = []
+    for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True):
+        frames += reader.feed(data[start:stop])
+    return frames, reader.oversized
+
+
+# Frames
+
+
+@frames_table
+def test_frame_is_encoded_as_in_the_table(frame: tuple[int, bytes], data: bytes) -> None:
+    assert encode_frame(*frame) == data
+
+
+@frames_table
+def test_frame_is_read_whole(frame: tuple[int, bytes], data: bytes) -> None:
+    reader = FrameReader()
+    assert reader.feed(data) == [frame]
+    assert reader.oversized is None
+    assert not reader.incomplete
+
+
+@frames_table
+def test_frame_is_read_byte_by_byte(frame: tuple[int, bytes], data: bytes) -> None:
+    reader = FrameReader()
+    for position in range(len(data) - 1):
+        assert reader.feed(data[position : position + 1]) == []
+        assert reader.incomplete
+    assert reader.feed(data[-1:]) == [frame]
+    assert not reader.incomplete
+
+
+@frames_table
+def test_frame_is_read_cut_at_every_offset_and_with_trailing_bytes(frame: tuple[int, bytes], data: bytes) -> None:
+    for trailing in (b"", b"\x06", b"\x06\x00\x00\x00\x01", data):
+        whole = [frame, frame] if trailing == data else [frame]
+        for cut in range(len(data) + 1):
+            reader = FrameReader()
+            assert reader.feed(data[:cut]) + reader.feed(data[cut:] + trailing) == whole
+            assert reader.incomplete == (trailing not in (b"", data))
+            assert reader.oversized is None
+
+
+def test_stream_of_frames_is_read_however_it_is_cut_once() -> None:
+    for cut in range(len(STREAM) + 1):
+        assert feed_all(STREAM, [cut]) == (STREAM_FRAMES, None)
+
+
+def test_stream_of_frames_is_read_byte_by_byte() -> None:
+    assert feed_all(STREAM, list(range(1, len(STREAM)))) == (STREAM_FRAMES, None)
+
+
+def test_empty_segment_changes_nothing() -> None:
+    reader = FrameReader()
+    assert reader.feed(b"") == []
+    assert not reader.incomplete
+    assert reader.feed(FIRST_REQUEST[:7]) == []
+    assert reader.feed(b"") == []
+    assert reader.feed(FIRST_REQUEST[7:]) == [(1, FIRST_REQUEST[5:])]
+
+
+def test_payload_of_a_frame_is_its_own_bytes() -> None:
+    segment = bytearray(FIRST_REQUEST)
+    [(_, payload)] = FrameReader().feed(bytes(segment))
+    segment[:] = bytes(len(segment))
+    assert type(payload) is bytes
+    assert payload == FIRST_REQUEST[5:]
+
+
+# The payload limit
+
+
+@pytest.mark.parametrize("limit", [64, PAYLOAD_SIZE_DEFAULT, PAYLOAD_SIZE_MAX])
+def test_payload_of_exactly_the_limit_is_taken_and_one_more_is_not(limit: int) -> None:
+    reader = FrameReader(limit)
+    assert reader.feed(encode_frame(6, b"x" * limit)) == [(6, b"x" * limit)]
+    assert reader.oversized is None
+    assert reader.feed(b"\x06" + (limit + 1).to_bytes(4, "big")) == []
+    assert reader.oversized == 6
+
+
+def test_oversized_frame_comes_after_the_good_ones_before_it() -> None:
+    huge = b"\x09\xff\xff\xff\xff"
+    data = STREAM + huge + STREAM
+    for cut in range(len(data) + 1):
+        assert feed_all(data, [cut]) == (STREAM_FRAMES, 9)
+
+
+def test_reader_takes_nothing_after_an_oversized_frame() -> None:
+    reader = FrameReader()
+    reader.feed(b"\x01\xff\xff\xff\xff")
+    assert reader.feed(STREAM) == []
+    assert reader.oversized == 1
+    assert not reader.incomplete
+    assert kept_size(reader) == 0
+
+
+@pytest.mark.parametrize("header", [b"\x01\xff\xff\xff\xff", b"\x01\x00\x0f\xff\xff"], ids=["too large", "allowed"])
+def test_nothing_is_allocated_for_an_announced_length(header: bytes) -> None:
+    reader = FrameReader(PAYLOAD_SIZE_MAX)
+    tracemalloc.start()
+    try:
+        for position in range(len(header)):
+            reader.feed(header[position : position + 1])
+        reader.feed(b"{")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 1024
+
+
+def test_large_frame_in_small_segments_is_not_copied_for_each() -> None:
+    payload = bytes(PAYLOAD_SIZE_MAX)
+    data = encode_frame(6, payload)
+    reader = FrameReader(PAYLOAD_SIZE_MAX)
+    frames = []
+    for start in range(0, len(data), 64):  # 16,384 segments: minutes if each copied what is kept
+        frames += reader.feed(data[start : start + 64])
+    assert frames == [(6, payload)]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.builds(encode_frame, st.integers(0, 255), st.binary(max_size=40)),
+            st.just(b"\x00\x00\x00"),
+        ),
+        max_size=8,
+    ).map(b"".join),
+    st.data(),
+)
+def test_any_bytes_in_any_chunks_give_the_same_frames_and_the_same_error(stream: bytes, data: st.DataObject) -> None:
+    expected = feed_all(stream, [], 32)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
+    reader = FrameReader(32)
+    frames = []
+    for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        frames += reader.feed(stream[start:stop])
+        consumed = sum(HEADER_SIZE + len(payload) for _, payload in frames)
+        assert kept_size(reader) <= stop - consumed  # never more than was fed and not given out
+        assert kept_size(reader) < HEADER_SIZE + 32
+        assert reader.incomplete == (kept_size(reader) > 0)
+    assert (frames, reader.oversized) == expected
+    if reader.oversized is None:  # nothing invented, nothing lost
+        assert b"".join(encode_frame(*frame) for frame in frames) == stream[: len(stream) - kept_size(reader)]
+
+
+# Requests
+
+REQUESTS = [
+    ("a purchase", Purchase("iphone15", "user_0_0"), FIRST_REQUEST),
+    (
+        "a purchase beyond ASCII",
+        Purchase("книга", "Zoë 😀"),
+        encode_frame(1, '{"product_id":"книга","user_id":"Zoë 😀"}'.encode()),
+    ),
+    (
+        "a purchase that needs escapes",
+        Purchase('a"b\\c', "\n"),
+        encode_frame(1, rb'{"product_id":"a\"b\\c","user_id":"\n"}'),
+    ),
+    ("a status", GetStatus("iphone15"), bytes.fromhex("0500000019") + b'{"product_id":"iphone15"}'),
+]
+requests_table = pytest.mark.parametrize(
+    ("request_", "data"), [row[1:] for row in REQUESTS], ids=[row[0] for row in REQUESTS]
+)
+
+
+@requests_table
+def test_request_is_encoded_as_in_the_table(request_: Purchase | GetStatus, data: bytes) -> None:
+    assert encode_request(request_) == data
+
+
+@requests_table
+def test_request_is_decoded_as_in_the_table(request_: Purchase | GetStatus, data: bytes) -> None:
+    [frame] = FrameReader().feed(data)
+    assert decode_request(frame) == request_
+
+
+def nested(depth: int) -> bytes:
+    return b'{"product_id":"p","user_id":"u","x":' + b"[" * depth + b"]" * depth + b"}"
+
+
+BODIES = [
+    # what is read although it is not what the client library writes
+    (1, b'{"user_id":"u","product_id":"p"}', Purchase("p", "u")),
+    (1, b' {\t"product_id" :\r\n"p", "user_id":"u" }\n', Purchase("p", "u")),
+    (1, b'{"product_id":"p","user_id":"u","quantity":2,"x":[{"y":null}]}', Purchase("p", "u")),
+    (1, rb'{"product_id":"\u0070","user_id":"\ud83d\ude00"}', Purchase("p", "😀")),
+    (1, b'{"product_id":"a","product_id":"p","user_id":"u"}', Purchase("p", "u")),
+    (1, rb'{"product_id":"p","user_id":"\u0000"}', Purchase("p", "\x00")),
+    (1, nested(100), Purchase("p", "u")),
+    (5, b'{"product_id":"p","user_id":7}', GetStatus("p")),
+    # absent or empty
+    (1, b"{}", MISSING_FIELD),
+    (1, b'{"product_id":"p"}', MISSING_FIELD),
+    (1, b'{"user_id":"u"}', MISSING_FIELD),
+    (1, b'{"product_id":"","user_id":"u"}', MISSING_FIELD),
+    (1, b'{"product_id":"p","user_id":""}', MISSING_FIELD),
+    (1, b'{"Product_ID":"p","user_id":"u"}', MISSING_FIELD),
+    (5, b"{}", MISSING_FIELD),
+    (5, b'{"product_id":""}', MISSING_FIELD),
+    (5, b'{"user_id":"u"}', MISSING_FIELD),
+    # not JSON
+    (1, b"", INVALID_JSON),
+    (1, b" ", INVALID_JSON),
+    (1, b"iphone15", INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"u"', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"u"}}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"u"}\x00', INVALID_JSON),
+    (1, b"{'product_id':'p','user_id':'u'}", INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"u",}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"u","x":NaN}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"\n"}', INVALID_JSON),
+    (1, b'\xef\xbb\xbf{"product_id":"p","user_id":"u"}', INVALID_JSON),
+    (1, '{"product_id":"p","user_id":"u"}'.encode("utf-16-le"), INVALID_JSON),
+    (5, b"", INVALID_JSON),
+    # JSON of another shape
+    (1, b"null", INVALID_JSON),
+    (1, b"[]", INVALID_JSON),
+    (1, b'["p","u"]', INVALID_JSON),
+    (1, b'"p"', INVALID_JSON),
+    (1, b"1", INVALID_JSON),
+    (1, b'{"product_id":null,"user_id":"u"}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":null}', INVALID_JSON),
+    (1, b'{"product_id":1,"user_id":"u"}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":true}', INVALID_JSON),
+    (1, b'{"product_id":["p"],"user_id":"u"}', INVALID_JSON),
+    (5, b'{"product_id":{}}', INVALID_JSON),
+    # not UTF-8, also where nobody looks
+    (1, b'{"product_id":"\xff","user_id":"u"}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"\xc3"}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"\xed\xa0\x80"}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"\xc0\xaf"}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"u","x":"\xff"}', INVALID_JSON),
+    (1, b'{"product_id":"p","user_id":"u","\xff":1}', INVALID_JSON),
+    # half of a surrogate pair is no character
+    (1, rb'{"product_id":"\ud800","user_id":"u"}', INVALID_JSON),
+    (1, rb'{"product_id":"p","user_id":"\udc00\ud800"}', INVALID_JSON),
+    # deep nesting
+    (1, nested(30_000), INVALID_JSON),
+    (1, b'{"a":' * 10_000, INVALID_JSON),
+    # types nobody can ask with
+    (0, b'{"product_id":"p","user_id":"u"}', UNKNOWN_MESSAGE_TYPE),
+    (2, b'{"product_id":"p","user_id":"u"}', UNKNOWN_MESSAGE_TYPE),
+    (3, b"", UNKNOWN_MESSAGE_TYPE),
+    (4, b"", UNKNOWN_MESSAGE_TYPE),
+    (7, b"\xff", UNKNOWN_MESSAGE_TYPE),
+    (255, b"", UNKNOWN_MESSAGE_TYPE),
+]
+
+
+@pytest.mark.parametrize(
+    ("message_type", "payload", "expected"), BODIES, ids=[f"{kind}-{body[:40]!r}" for kind, body, _ in BODIES]
+)
+def test_body_is_read_or_refused(message_type: int, payload: bytes, expected: object) -> None:
+    assert decode_request((message_type, payload)) == expected
+
+
+@given(st.integers(0, 255), st.binary(max_size=200))
+def test_any_body_gives_a_request_or_an_error_text(message_type: int, payload: bytes) -> None:
+    result = decode_request((message_type, payload))
+    assert isinstance(result, Purchase | GetStatus) or result in {UNKNOWN_MESSAGE_TYPE, INVALID_JSON, MISSING_FIELD}
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(text, text)
+def test_any_request_survives_the_wire(product_id: str, user_id: str) -> None:
+    for request in (Purchase(product_id, user_id), GetStatus(product_id)):
+        [frame] = FrameReader().feed(encode_request(request))
+        assert decode_request(frame) == request
+        assert json.loads(frame[1])["product_id"] == product_id
+
+
+# Answers
+
+ANSWERS = [
+    (1, Success(99), FIRST_ANSWER),
+    (1, Success(0), bytes.fromhex("0100000028") + b'{"status":"SUCCESS","remaining_stock":0}'),
+    (1, SOLD_OUT, bytes.fromhex("0100000015") + b'{"status":"SOLD_OUT"}'),
+    (5, ProductStatus(42, 58), bytes.fromhex("050000002e") + b'{"status":"OK","remaining_stock":42,"sold":58}'),
+    (1, BUSY, bytes.fromhex("0100000011") + b'{"status":"BUSY"}'),
+    (0, BUSY, bytes.fromhex("0000000011") + b'{"status":"BUSY"}'),
+    (1, UNKNOWN, bytes.fromhex("010000002e") + b'{"status":"UNKNOWN","error":"outcome unknown"}'),
+    (1, NOT_EXECUTED, bytes.fromhex("0100000028") + b'{"status":"ERROR","error":"unavailable"}'),
+    (1, NOT_FOUND, bytes.fromhex("010000002e") + b'{"status":"ERROR","error":"product not found"}'),
+    (1, Failed(INVALID_JSON), bytes.fromhex("0100000029") + b'{"status":"ERROR","error":"invalid json"}'),
+    (
+        1,
+        Failed(MISSING_FIELD),
+        bytes.fromhex("010000003a") + b'{"status":"ERROR","error":"missing product_id or user_id"}',
+    ),
+    (
+        255,
+        Failed(UNKNOWN_MESSAGE_TYPE),
+        bytes.fromhex("ff00000031") + b'{"status":"ERROR","error":"unknown message type"}',
+    ),
+    (1, Failed(PAYLOAD_TOO_LARGE), bytes.fromhex("010000002e") + b'{"status":"ERROR","error":"payload too large"}'),
+]
+answers_table = pytest.mark.parametrize(("message_type", "answer", "data"), ANSWERS)
+
+
+@answers_table
+def test_answer_is_encoded_as_in_the_table(message_type: int, answer: Success, data: bytes) -> None:
+    assert encode_answer(message_type, answer) == data
+
+
+@answers_table
+def test_answer_is_decoded_as_in_the_table(message_type: int, answer: Success, data: bytes) -> None:
+    [(answered_type, payload)] = FrameReader().feed(data)
+    assert answered_type == message_type
+    assert decode_answer(payload) == answer
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"{}",
+        b"null",
+        b'{"status":"success","remaining_stock":1}',
+        b'{"status":"SUCCESS"}',
+        b'{"status":"SUCCESS","remaining_stock":"1"}',
+        b'{"status":"NEVER_HEARD_OF"}',
+        b'{"status":"ERROR"}',
+        b'\xff{"status":"BUSY"}',
+    ],
+)
+def test_payload_that_is_no_answer_raises(payload: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_answer(payload)
+
+
+def test_answer_with_fields_of_a_later_version_is_read() -> None:
+    assert decode_answer(b'{"status":"SUCCESS","remaining_stock":1,"order_id":"o-1"}') == Success(1)
+
+
+# Events
+
+EVENTS = [
+    (
+        PurchaseEvent("iphone15", "user_1", 41, 1_760_000_000),
+        b'{"event":"purchase","product_id":"iphone15","buyer":"user_1","remaining":41,"timestamp":1760000000}',
+    ),
+    (
+        SoldOutEvent("iphone15", 1_760_000_000),
+        b'{"event":"sold_out","product_id":"iphone15","timestamp":1760000000}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("event", "payload"), EVENTS)
+def test_event_is_read_and_written_as_in_the_table(event: PurchaseEvent | SoldOutEvent, payload: bytes) -> None:
+    assert decode_event(payload) == event
+    assert msgspec.json.encode(event) == payload
+
+
+def test_payload_that_is_no_event_raises() -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_event(b'{"event":"party"}')
+
+
+# Types
+
+
+def test_message_types_leave_the_letters_of_http_methods_alone() -> None:
+    assert max(MessageType) < 0x20
+    assert len(set(MessageType)) == len(MessageType.__members__)
+
+
+def test_frame_of_the_largest_payload_fits_its_length_field() -> None:
+    assert PAYLOAD_SIZE_DEFAULT <= PAYLOAD_SIZE_MAX < 2**32
+    assert sys.getsizeof(encode_frame(6, bytes(PAYLOAD_SIZE_MAX))) >= PAYLOAD_SIZE_MAX + HEADER_SIZE
