@@ -685,3 +685,71 @@ async def test_drain_returns_once_everything_is_answered_also_what_comes_meanwhi
     sale.buy(3)
     await draining
     assert set(sale.crowd.answers) == {0, 1, 2, 3}
+
+
+# Size
+
+
+@simulated
+async def test_batch_is_cut_where_its_ids_grow_too_long() -> None:
+    sale = Sale(batch_size_max=100)
+    for ticket in range(4):
+        sale.ask(Purchase("p", "u" * 49), ticket)  # 50 with the product id
+    assert len(await sale.end()) == 4
+    assert [[len(users) for users in batches] for batches in sale.engine.users()] == [[2], [2]]
+
+
+@simulated
+async def test_single_request_is_served_however_long_its_ids_are() -> None:
+    sale = Sale(batch_size_max=10)
+    sale.ask(Purchase("p", "u" * 1000), 0)
+    sale.ask(Purchase("p", "v" * 1000), 1)
+    assert await sale.end() == {0: Success(99), 1: Success(98)}
+    assert len(sale.engine.rounds) == 2
+
+
+@simulated
+async def test_queue_full_of_long_ids_is_busy_and_has_room_again() -> None:
+    sale = Sale(queue_size_max=1000)
+    for ticket in range(3):
+        sale.ask(Purchase("p", "u" * 600), ticket)
+    sale.ask(GetStatus("p"), 3)
+    assert await sale.end() == {0: Success(99), 1: Success(98), 2: BUSY, 3: BUSY}
+    sale.buy(4)
+    assert (await sale.end())[4] == Success(97)
+
+
+# A bug elsewhere
+
+
+class BrokenSink:
+    def answer(self, ticket: int, answer: Answer) -> None:
+        raise ValueError(ticket)
+
+    def flush(self) -> None:
+        raise ValueError
+
+
+@simulated
+async def test_sink_that_fails_costs_no_other_its_answer() -> None:
+    sale = Sale()
+    sale.buy(0)
+    sale.batcher.submit(Purchase("p", "broken"), BrokenSink(), 0)
+    sale.buy(1)
+    assert await sale.end() == {0: Success(99), 1: Success(97)}
+    sale.buy(2)
+    assert (await sale.end())[2] == Success(96)
+
+
+@pytest.mark.parametrize("outcomes", [[], [[SoldOut()]], [[SoldOut()] * 3]])
+def test_engine_that_answers_the_wrong_number_is_not_believed(outcomes: list[Outcome]) -> None:
+    @simulated
+    async def run() -> None:
+        async def wrong(batches: Sequence[Batch], timeout_s: float) -> list[Outcome]:
+            return outcomes
+
+        sale = Sale(always=wrong)
+        sale.buy(0, 1)
+        assert await sale.end() == {0: UNKNOWN, 1: UNKNOWN}
+
+    run()
