@@ -12,8 +12,8 @@ from typing import cast
 import msgspec
 
 from bench.load import CONNECTION_LOST, ECHO, NOT_SENT, REQUEST_COUNT_MAX, SOLD_OUT, SUCCESS
-from flashsale.domain import Purchase, SoldOut
-from flashsale.wire import HEADER_SIZE, MessageType, encode_answer, encode_request
+from flashsale.domain import Purchase
+from flashsale.wire import HEADER_SIZE, MessageType, encode_request
 
 clock_ns = time.monotonic_ns
 
@@ -22,9 +22,6 @@ _HOLE = b"\0" * len("00042_000000")  # no product id can hold it: JSON escapes c
 _KEY_SIZE = 15
 _KINDS = {b'{"status":"SUCC': SUCCESS, b'{"status":"SOLD': SOLD_OUT, b'{"product_id":"': ECHO}
 """The usual answers by the first bytes of their payload; the others are decoded."""
-_SOLD_OUT_FRAME = encode_answer(MessageType.PURCHASE, SoldOut())
-_SOLD_OUT_SIZE = len(_SOLD_OUT_FRAME)
-_SOLD_OUT_KEY = _SOLD_OUT_FRAME[HEADER_SIZE : HEADER_SIZE + _KEY_SIZE]
 _KIND_COUNT_MAX = 50
 _KIND_SIZE_MAX = 80
 
@@ -152,11 +149,7 @@ class Buyer(asyncio.Protocol):
         if self._kept:
             data = self._kept + data
             self._kept = b""
-        count, rest = divmod(len(data), _SOLD_OUT_SIZE)
-        if rest == 0 and data.count(_SOLD_OUT_FRAME) == count:  # nothing but whole sold-out frames
-            self._tally.usual[_SOLD_OUT_KEY] += count
-        else:
-            count = self._parse(data)
+        count = self._parse(data)
         self.waiting_count -= count
         latencies_us, sent = self._tally.latencies_us, self._sent
         left = count

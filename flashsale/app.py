@@ -151,6 +151,8 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
     await stopping.wait()
     _log.info("draining %d connections", server.connection_count)
     await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
+    if embedded is not None:
+        embedded.give_up()
     await engine.close()
     _log.info("stopped")
 

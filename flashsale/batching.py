@@ -96,6 +96,7 @@ class Batcher:
         self._waiting_count = 0
         self._waiting_size = 0
         self._sequence = 0
+        self._in_flight: list[_Pending] = []  # of this round and the one before
         self._unsettled: set[str] = set()  # products with a batch whose fate was never learnt
         self._progress_at = self._loop.time()
         self._task: asyncio.Task[None] | None = None
@@ -136,13 +137,17 @@ class Batcher:
                     pending, outcomes = following, await commit
                 self._take_outcomes(pending, outcomes)
                 await self._resolve([item for item in pending if item.waiting])
+        except Exception:  # noqa: BLE001 - a bug: whoever it has hit gets the safe answer, and service goes on
+            _log.exception("group commit failed")
+            for item in self._in_flight:
+                self._answer_all(item, [UNKNOWN] * len(item.waiting))
         finally:
-            self._task = None
+            self._task = self._loop.create_task(self._run()) if self._queues else None
 
     def _next_round(self) -> list[_Pending]:
         """Take one batch of each of the products that waited longest."""
         stale_since = self._loop.time() - self._limits.queue_age_max_s
-        pending = []
+        pending: list[_Pending] = []
         for product_id in list(islice(self._queues, self._limits.round_count_max)):
             queue = self._queues[product_id]
             self._drop(queue, stale_since)  # may bring new requests: a sink that is flushed reads on
@@ -153,6 +158,7 @@ class Batcher:
             if taken:
                 self._sequence += 1
                 pending.append(_Pending(product_id, taken, self._sequence))
+        self._in_flight = [item for item in self._in_flight if item.waiting] + pending
         return pending
 
     def _fitting_count(self, queue: list[_Waiting]) -> int:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 _COMPLETE_VARIABLE = "_FLASHSALE_COMPLETE"
 
 
-class _Checked(click.ParamType[Any]):
+class _Checked(click.ParamType):  # type: ignore[type-arg]  # it takes none before click 8.3
     """An argument checked by a function of the domain."""
 
     def __init__(self, name: str, check: Callable[[str], object]) -> None:
@@ -88,7 +88,7 @@ def cli() -> None:
 @click.option("--workers", type=int, help="Server processes that share the port.  [default: 1]")
 @click.option(
     "--durability",
-    type=click.Choice(list(Durability)),
+    type=click.Choice([level.value for level in Durability]),
     help="What a confirmed sale must survive; 'relaxed' takes a store that may lose some.  [default: local]",
 )
 @_store_options
@@ -293,6 +293,9 @@ def main() -> None:
         code = 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        code = 1
+    except OSError as error:
+        click.echo(f"cannot write the output: {error.strerror}", err=True)
         code = 1
     except ConfigError as error:
         click.echo(str(error), err=True)

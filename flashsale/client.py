@@ -5,8 +5,8 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from flashsale.domain import Answer, GetStatus, Purchase
-from flashsale.errors import AnswerTimeoutError, ConnectionLostError, ProtocolError
+from flashsale.domain import Answer, GetStatus, Purchase, Request
+from flashsale.errors import AnswerTimeoutError, ConnectionLostError, FlashsaleError, ProtocolError
 from flashsale.wire import (
     PAYLOAD_SIZE_MAX,
     FrameReader,
@@ -76,32 +76,35 @@ class Client:
             AnswerTimeoutError: no answer within `timeout_s`: the outcome is unknown.
             ProtocolError: the server answered something else.
         """
-        return await self._ask(encode_request(Purchase(product_id, user_id)))
+        return await self._ask(Purchase(product_id, user_id))
 
     async def status(self, product_id: str) -> Answer:
         """Return a ProductStatus, or Failed with the server's words; raises as `purchase` does."""
-        return await self._ask(encode_request(GetStatus(product_id)))
+        return await self._ask(GetStatus(product_id))
 
     async def ping(self, payload: bytes = b"") -> bytes:
         """Return the payload as the server echoes it; raises as `purchase` does."""
-        _, echoed = await self._exchange(encode_frame(MessageType.PING, payload))
-        return echoed
+        return await self._exchange(encode_frame(MessageType.PING, payload))
 
-    async def _ask(self, frame: bytes) -> Answer:
-        _, payload = await self._exchange(frame)
+    async def _ask(self, request: Request) -> Answer:
+        payload = await self._exchange(encode_request(request))
         try:
             return decode_answer(payload)
         except ValueError as error:
             raise ProtocolError(f"the server sent an answer that is none: {error}") from error
 
-    async def _exchange(self, frame: bytes) -> tuple[int, bytes]:
+    async def _exchange(self, frame: bytes) -> bytes:
         link = self._link
         if link is None or link.lost:
             link = await self._connect()
+        loop = asyncio.get_running_loop()
+        begun_at = loop.time()
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await link.exchange(frame)
         except TimeoutError:
+            if link.heard_at < begun_at:
+                link.close()  # all that time nothing came: there may be nobody at the other end
             raise AnswerTimeoutError(f"no answer within {self._timeout_s} s") from None
 
     async def _connect(self) -> "_Link":
@@ -128,54 +131,65 @@ class _Link(asyncio.Protocol):
     """One connection; answers come in the order of requests, so a queue of futures pairs them."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._reader = FrameReader(PAYLOAD_SIZE_MAX)
-        self._waiting: deque[asyncio.Future[tuple[int, bytes]]] = deque()
+        self._waiting: deque[tuple[int, asyncio.Future[bytes]]] = deque()  # by type
         self._writable = asyncio.Event()
         self._writable.set()
         self._transport: asyncio.Transport | None = None
         self.lost = False
+        self.heard_at = self._loop.time()
 
-    async def exchange(self, frame: bytes) -> tuple[int, bytes]:
+    async def exchange(self, frame: bytes) -> bytes:
         await self._writable.wait()
         if self.lost or self._transport is None:
             raise ConnectionLostError("the connection broke before the request was sent")
-        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(answer)
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiting.append((frame[0], answer))
         self._transport.write(frame)
         return await answer
 
     def close(self) -> None:
+        self.lost = True
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        for frame in self._reader.feed(data):
-            if not self._waiting:
-                self.close()  # a notice: the server has no place for us, and says why before it closes
+        self.heard_at = self._loop.time()
+        for message_type, payload in self._reader.feed(data):
+            if message_type == MessageType.NOTICE:
+                self._fail(ConnectionLostError(f"the server closes the connection: {payload.decode(errors='replace')}"))
                 return
-            answer = self._waiting.popleft()
+            if not self._waiting or self._waiting[0][0] != message_type:
+                self._fail(ProtocolError("the server answered something that was not asked"))
+                return
+            _, answer = self._waiting.popleft()
             if not answer.done():  # its caller may have given up
-                answer.set_result(frame)
+                answer.set_result(payload)
+        if self._reader.oversized is not None:
+            self._fail(ProtocolError("the server sent what is no answer"))
 
     def eof_received(self) -> None:
         self.lost = True  # the server has said its last; nothing more may be asked here
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
-        self._writable.set()
-        for answer in self._waiting:
-            if not answer.done():
-                answer.set_exception(
-                    ConnectionLostError("the connection broke before the answer came: outcome unknown")
-                )
-        self._waiting.clear()
+        self._fail(ConnectionLostError("the connection broke before the answer came: outcome unknown"))
 
     def pause_writing(self) -> None:
         self._writable.clear()
 
     def resume_writing(self) -> None:
         self._writable.set()
+
+    def _fail(self, error: FlashsaleError) -> None:
+        """Close, and tell those who wait why."""
+        self.close()
+        self._writable.set()
+        for _, answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(error)
+        self._waiting.clear()

@@ -8,9 +8,10 @@ is a daemon, so that neither Ctrl-C nor the end of whoever started it ends it.
 import fcntl
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +30,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 _SOCKET_PATH_SIZE_MAX = 100  # sun_path takes 108 bytes
 _POLL_S = 0.02
-_ANSWER_TIMEOUT_S = 2.0
+_ANSWER_TIMEOUT_S = 1.0
 
 
 class EmbeddedStore:
@@ -52,6 +53,7 @@ class EmbeddedStore:
                 f"choose one under {_SOCKET_PATH_SIZE_MAX - 12} bytes with --home"
             )
         self._users: IO[bytes] | None = None
+        self._given_up = threading.Event()
 
     @property
     def url(self) -> str:
@@ -70,23 +72,27 @@ class EmbeddedStore:
                 if self._users is None:
                     self._users = (self.home / "users.lock").open("wb")
                     fcntl.flock(self._users, fcntl.LOCK_SH)
-                self._start()
+                    self._given_up.clear()
+            self._start()
         except OSError as error:
             raise StoreUnavailableError(f"cannot use the directory {self.home}: {error.strerror}") from error
 
     def release(self) -> None:
         """Leave; stop the server if nobody else uses it."""
+        self.give_up()
         if self._users is None:
             return
-        with self._gate():
+        users, self._users = self._users, None
+        with users, suppress(FileNotFoundError), self._gate():  # somebody may have deleted the directory
             try:
-                fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                pass  # somebody else is still here
-            else:
-                self._stop()
-            self._users.close()
-            self._users = None
+                return  # somebody else is still here
+            self._stop()
+
+    def give_up(self) -> None:
+        """Make an `acquire` that waits in another thread fail soon."""
+        self._given_up.set()
 
     @contextmanager
     def _gate(self) -> Iterator[None]:
@@ -98,20 +104,21 @@ class EmbeddedStore:
         """Start the server unless it runs, and wait until it answers."""
         deadline = time.monotonic() + START_TIMEOUT_S
         spawned = False
-        while time.monotonic() < deadline:
-            try:
-                with self._client() as client:
-                    client.ping()
-                return
-            except RedisError:  # not there, not yet there, or still loading its file
-                with self._server_lock() as free:
-                    if free is not None and spawned:
-                        raise StoreUnavailableError(
-                            f"the embedded store does not start; see {self.home / 'valkey.log'}"
-                        ) from None
-                    if free is not None:
-                        self._spawn(free)
-                        spawned = True
+        while time.monotonic() < deadline and not self._given_up.is_set():
+            with self._gate():  # not held for longer: others come and go while a large file is loaded
+                try:
+                    with self._client() as client:
+                        client.ping()
+                    return
+                except RedisError:  # not there, not yet there, or still loading its file
+                    with self._server_lock() as free:
+                        if free is not None and spawned:
+                            raise StoreUnavailableError(
+                                f"the embedded store does not start; see {self.home / 'valkey.log'}"
+                            ) from None
+                        if free is not None:
+                            self._spawn(free)
+                            spawned = True
             time.sleep(_POLL_S)
         raise StoreUnavailableError(f"the embedded store does not answer; see {self.home / 'valkey.log'}")
 

@@ -1,0 +1,276 @@
+"""What the operator does, on a real store: each thing wholly or not at all, also while the crowd buys."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import WatchError
+
+from flashsale.domain import ProductStatus, PurchaseEvent, SoldOutEvent
+from flashsale.errors import ProductExistsError, ProductNotFoundError, StoreUnavailableError
+from flashsale.store import admin as admin_module
+from flashsale.store.admin import Admin
+
+
+@pytest.fixture
+async def admin(store_url: str) -> AsyncIterator[Admin]:
+    async with Admin(store_url) as operator:
+        yield operator
+
+
+async def sell(redis_client: Redis, product_id: str, *users: str) -> None:
+    """Sell a unit to each, as the engine does: stock and buyers in one step."""
+    async with redis_client.pipeline(transaction=True) as step:
+        step.decrby(f"product:{product_id}:stock", len(users))
+        step.lpush(f"product:{product_id}:buyers", *users)
+        await step.execute()
+
+
+async def buyers_of(admin: Admin, product_id: str) -> list[str]:
+    return [buyer async for buyer in admin.buyers(product_id)]
+
+
+# init and reset
+
+
+async def test_init_opens_a_sale(admin: Admin, product_id: str, redis_client: Redis) -> None:
+    await admin.init(product_id, 100)
+    assert await redis_client.get(f"product:{product_id}:stock") == "100"
+    assert await admin.status(product_id) == ProductStatus(100, 0)
+    await admin.init(product_id, 7)  # nobody has bought yet
+    assert await admin.status(product_id) == ProductStatus(7, 0)
+    await admin.init(product_id, 2**53 - 1)
+    assert await redis_client.get(f"product:{product_id}:stock") == "9007199254740991"
+
+
+async def test_init_spares_a_sale_with_buyers_unless_forced(admin: Admin, product_id: str, redis_client: Redis) -> None:
+    await admin.init(product_id, 5)
+    await sell(redis_client, product_id, "a", "b")
+    with pytest.raises(ProductExistsError, match=f"Product '{product_id}' already has 2 buyers; --force"):
+        await admin.init(product_id, 9)
+    assert await admin.status(product_id) == ProductStatus(3, 2)
+    await admin.init(product_id, 9, force=True)
+    assert await admin.status(product_id) == ProductStatus(9, 0)
+    assert await buyers_of(admin, product_id) == []
+
+
+async def test_reset_deletes_every_key_of_the_product_and_of_no_other(
+    admin: Admin, product_id: str, redis_client: Redis
+) -> None:
+    other = f"{product_id}-other"
+    for name in (product_id, other):
+        await admin.init(name, 5)
+        await sell(redis_client, name, "a")
+        await redis_client.hset(f"product:{name}:sessions", "s", "1 5 1 0 0 1")
+    await admin.reset(product_id)
+    assert await redis_client.keys(f"product:{product_id}:*") == []
+    assert await admin.status(other) == ProductStatus(4, 1)
+    with pytest.raises(ProductNotFoundError, match=f"^Product '{product_id}' not found$"):
+        await admin.reset(product_id)
+
+
+async def test_init_and_reset_are_seen_wholly_or_not_at_all_while_the_sale_goes_on(
+    admin: Admin, product_id: str, redis_client: Redis
+) -> None:
+    done = asyncio.Event()
+    stock, buyers = f"product:{product_id}:stock", f"product:{product_id}:buyers"
+
+    async def buy() -> None:
+        while not done.is_set():
+            async with redis_client.pipeline(transaction=True) as step:
+                with suppress(WatchError):
+                    await step.watch(stock)
+                    left = await step.get(stock)
+                    if left is not None and int(left) > 0:
+                        step.multi()
+                        step.decr(stock)
+                        step.lpush(buyers, "u")
+                        await step.execute()
+
+    async def look() -> set[int | None]:
+        seen: set[int | None] = set()
+        while not done.is_set():
+            async with redis_client.pipeline(transaction=True) as step:
+                step.get(stock)
+                step.llen(buyers)
+                left, sold = await step.execute()
+            assert left is not None or sold == 0, "buyers of a sale that is deleted"
+            seen.add(None if left is None else int(left) + sold)
+        return seen
+
+    buyer, watcher = asyncio.create_task(buy()), asyncio.create_task(look())
+    for _ in range(150):
+        await admin.init(product_id, 10, force=True)
+        await asyncio.sleep(0.001)
+        await admin.init(product_id, 10, force=True)
+        with suppress(ProductExistsError):
+            await admin.init(product_id, 10)
+        await asyncio.sleep(0)
+        await admin.reset(product_id)
+    done.set()
+    await buyer
+    assert await watcher <= {10, None}
+
+
+async def test_of_many_inits_at_once_every_one_is_whole(admin: Admin, product_id: str) -> None:
+    await asyncio.gather(*(admin.init(product_id, stock) for stock in range(1, 51)))
+    status = await admin.status(product_id)
+    assert 1 <= status.remaining_stock <= 50
+
+
+async def test_keys_of_the_wrong_kind_are_reported_and_can_be_reset(
+    admin: Admin, product_id: str, redis_client: Redis
+) -> None:
+    await redis_client.set(f"product:{product_id}:stock", "many")
+    with pytest.raises(StoreUnavailableError, match="not a number"):
+        await admin.status(product_id)
+    await redis_client.set(f"product:{product_id}:stock", 5)
+    await redis_client.set(f"product:{product_id}:buyers", "nobody")
+    for call in (admin.status(product_id), buyers_of(admin, product_id), admin.init(product_id, 9)):
+        with pytest.raises(StoreUnavailableError, match="refused"):
+            await call
+    assert await redis_client.get(f"product:{product_id}:stock") == "5", "half an init"
+    await admin.reset(product_id)
+    await admin.init(product_id, 9)
+    assert await admin.status(product_id) == ProductStatus(9, 0)
+
+
+# status and buyers
+
+
+async def test_there_is_no_status_and_there_are_no_buyers_of_no_product(admin: Admin, product_id: str) -> None:
+    for call in (admin.status(product_id), buyers_of(admin, product_id), admin.reset(product_id)):
+        with pytest.raises(ProductNotFoundError) as raised:
+            await call
+        assert raised.value.product_id == product_id
+
+
+@pytest.mark.parametrize("count", [0, 1, 9_999, 10_000, 10_001, 25_000])
+async def test_buyers_come_in_order_of_purchase_and_only_those_up_to_now(
+    admin: Admin, product_id: str, redis_client: Redis, count: int
+) -> None:
+    users = [f"u{number}" for number in range(count)]
+    await redis_client.set(f"product:{product_id}:stock", 1_000_000)
+    for first in range(0, count, 5_000):
+        await sell(redis_client, product_id, *users[first : first + 5_000])
+    found: list[str] = []
+    async for buyer in admin.buyers(product_id):
+        if len(found) % 1_000 == 0:
+            await sell(redis_client, product_id, "late-1", "late-2")  # meanwhile the sale goes on
+        found.append(buyer)
+    assert found == users
+
+
+async def test_a_reset_while_buyers_are_listed_ends_the_list(
+    admin: Admin, product_id: str, redis_client: Redis
+) -> None:
+    await redis_client.set(f"product:{product_id}:stock", 0)
+    for _ in range(3):
+        await redis_client.lpush(f"product:{product_id}:buyers", *["u"] * 5_000)
+    found = 0
+    async for _ in admin.buyers(product_id):
+        if not found:
+            await admin.reset(product_id)
+        found += 1
+    assert 0 < found <= 15_000
+
+
+# products
+
+
+async def test_products_are_listed_sorted_also_those_set_by_hand(
+    admin: Admin, product_id: str, redis_client: Redis
+) -> None:
+    await admin.init(f"{product_id}-b", 1)
+    await redis_client.set(f"product:{product_id}-a:stock", 1)
+    await redis_client.set(f"product:{product_id}:with:colons:stock", 1)
+    await redis_client.set(f"product:{product_id}-é:stock", 1)
+    await redis_client.set(f"product:{product_id}-none:other", 1)
+    await redis_client.lpush(f"product:{product_id}-gone:buyers", "u")
+    found = [name for name in await admin.products() if name.startswith(product_id)]
+    assert found == [f"{product_id}-a", f"{product_id}-b", f"{product_id}-é", f"{product_id}:with:colons"]
+
+
+async def test_thousands_of_products_are_each_listed_once(admin: Admin, product_id: str, redis_client: Redis) -> None:
+    names = [f"{product_id}-{number:05}" for number in range(5_000)]
+    await redis_client.mset({f"product:{name}:stock": 1 for name in names})
+    try:
+        assert [name for name in await admin.products() if name.startswith(product_id)] == names
+    finally:
+        await redis_client.delete(*(f"product:{name}:stock" for name in names))
+
+
+# events
+
+
+async def test_events_are_told_as_they_come_and_other_messages_are_not(
+    admin: Admin, product_id: str, redis_client: Redis
+) -> None:
+    purchase = {"event": "purchase", "product_id": product_id, "buyer": "ü", "remaining": 0, "timestamp": 5}
+    sold_out = {"event": "sold_out", "product_id": product_id, "timestamp": 6}
+    async with asyncio.timeout(20), aclosing(admin.events()) as events:
+        assert await anext(events) is None
+        for message in ("hello", "{}", '{"event":"other"}', b"\xff", json.dumps(purchase), json.dumps(sold_out)):
+            await redis_client.publish("flashsale_events", message)
+        assert await anext(events) == PurchaseEvent(product_id, "ü", 0, 5)
+        assert await anext(events) == SoldOutEvent(product_id, 6)
+
+
+async def test_a_broken_subscription_is_told_and_made_again(admin: Admin, product_id: str, redis_client: Redis) -> None:
+    event = {"event": "sold_out", "product_id": product_id, "timestamp": 6}
+    async with asyncio.timeout(20), aclosing(admin.events()) as events:
+        assert await anext(events) is None
+        for _ in range(3):
+            await redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            assert await anext(events) is None
+            await redis_client.publish("flashsale_events", json.dumps(event))
+            assert await anext(events) == SoldOutEvent(product_id, 6)
+
+
+async def test_a_sale_where_nothing_happens_is_no_broken_subscription(
+    store_url: str, product_id: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_module, "ANSWER_TIMEOUT_S", 0.3)
+    event = {"event": "sold_out", "product_id": product_id, "timestamp": 6}
+    async with Admin(store_url) as admin, asyncio.timeout(20), aclosing(admin.events()) as events:
+        assert await anext(events) is None
+        told = asyncio.create_task(anext(events))
+        await asyncio.sleep(1)
+        assert not told.done()
+        await redis_client.publish("flashsale_events", json.dumps(event))
+        assert await told == SoldOutEvent(product_id, 6)
+
+
+# A store that is away
+
+
+async def test_a_store_that_is_away_is_said_so_without_its_password(product_id: str) -> None:
+    async with Admin("redis://user:s3cret@127.0.0.1:1/0") as admin:
+        for call in (
+            admin.init(product_id, 1),
+            admin.reset(product_id),
+            admin.status(product_id),
+            buyers_of(admin, product_id),
+            admin.products(),
+        ):
+            with pytest.raises(StoreUnavailableError, match=r"cannot reach Redis at .*127\.0\.0\.1:1") as raised:
+                await call
+            assert "s3cret" not in str(raised.value)
+
+
+async def test_a_store_without_memory_refuses_an_init_wholly(
+    admin: Admin, product_id: str, redis_client: Redis
+) -> None:
+    await admin.init(product_id, 5)
+    await sell(redis_client, product_id, "a")
+    await redis_client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StoreUnavailableError, match=r"refused: .*memory"):
+            await admin.init(product_id, 9, force=True)
+        assert await admin.status(product_id) == ProductStatus(4, 1)
+    finally:
+        await redis_client.config_set("maxmemory", 0)
+    await admin.init(product_id, 9, force=True)

@@ -1,0 +1,537 @@
+"""The command line as a user meets it: each command a process of its own, its words, its exit codes."""
+
+import asyncio
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from flashsale import Client, Success, __version__
+from flashsale.launch import ServerProcess
+from flashsale.store.embedded import EmbeddedStore
+
+PATIENCE_S = 30.0
+COMMANDS = ("serve", "init", "status", "buyers", "products", "reset", "watch", "demo", "completion")
+
+Result = subprocess.CompletedProcess[str]
+Argument = str | bytes
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment without the settings of flashsale, plus `more`."""
+    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "_FLASHSALE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
+
+
+def start(*arguments: Argument, **settings: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "flashsale", *arguments],
+        env=environment(**settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> Result:
+    with process:
+        out, err = process.communicate(timeout=PATIENCE_S)
+    return Result(process.args, process.returncode, out, err)
+
+
+def run(*arguments: Argument, **settings: str) -> Result:
+    return finish(start(*arguments, **settings))
+
+
+def run_all(calls: Sequence[Sequence[Argument]], **settings: str) -> list[Result]:
+    """Run calls that do not depend on each other, a few at a time."""
+    results: list[Result] = []
+    for first in range(0, len(calls), 4):
+        results += map(finish, [start(*call, **settings) for call in calls[first : first + 4]])
+    return results
+
+
+def said(result: Result) -> str:
+    """Return what a command that succeeded printed."""
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+def refused(result: Result, code: int) -> str:
+    """Return the one line on stderr with which a command failed."""
+    assert result.returncode == code, result
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr.rstrip("\n")
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A directory with a running embedded store, held by this process so that commands need not start it."""
+    path = Path(tempfile.mkdtemp(dir="/tmp", prefix="fs-"))  # short: a unix socket's name is limited
+    held = EmbeddedStore(path)
+    held.acquire()
+    yield path
+    held.release()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def empty_home() -> Iterator[Path]:
+    """A directory without a store; one that was left running in it is stopped."""
+    path = Path(tempfile.mkdtemp(dir="/tmp", prefix="fs-"))
+    yield path
+    for socket in path.rglob("valkey.sock"):
+        with suppress(RedisError), redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)) as store:
+            store.shutdown(nosave=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def store(home: Path) -> Iterator["redis.Redis"]:
+    with redis.Redis(unix_socket_path=str(home / "valkey.sock"), decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def product() -> str:
+    return f"p-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def sale(store: "redis.Redis", product: str) -> str:
+    """A product of which 58 units are sold and 42 are left."""
+    store.set(f"product:{product}:stock", 42)
+    store.lpush(f"product:{product}:buyers", *(f"user_{number}_0" for number in range(58)))
+    return product
+
+
+# The words of the README
+
+
+def test_an_operators_day_in_the_words_of_the_readme(home: Path, store: "redis.Redis") -> None:
+    at = ("--home", str(home))
+    assert said(run("init", "iphone15", "100", *at)) == "✓ Product 'iphone15' initialized with 100 units\n"
+    assert store.get("product:iphone15:stock") == "100"
+    store.decrby("product:iphone15:stock", 58)
+    store.lpush("product:iphone15:buyers", *(f"user_{number}_0" for number in range(58)))
+    assert said(run("status", "iphone15", *at)) == (
+        "\n=== Product Status: iphone15 ===\nRemaining Stock:   42\nSuccessful Buyers: 58\n"
+    )
+    buyers = "".join(f"{number + 1}. user_{number}_0\n" for number in range(58))
+    assert said(run("buyers", "iphone15", *at)) == f"=== Buyers for iphone15 (58 total) ===\n{buyers}"
+    assert "iphone15\n" in said(run("products", *at))
+    assert said(run("reset", "iphone15", *at)) == "✓ Product 'iphone15' reset (deleted)\n"
+    assert store.keys("product:iphone15:*") == []
+    assert refused(run("status", "iphone15", *at), 1) == "Product 'iphone15' not found"
+
+
+def test_json_is_pure_and_whole(home: Path, store: "redis.Redis", sale: str) -> None:
+    odd = f'{sale}-"é"'
+    store.set(f"product:{odd}:stock", 0)
+    at = ("--home", str(home), "--json")
+    status, buyers, products, none = run_all(
+        [("status", sale, *at), ("buyers", sale, *at), ("products", *at), ("buyers", odd, *at)]
+    )
+    assert json.loads(said(status)) == {"product_id": sale, "remaining_stock": 42, "sold": 58}
+    assert json.loads(said(buyers)) == {"product_id": sale, "buyers": [f"user_{n}_0" for n in range(58)]}
+    assert {sale, odd} <= set(json.loads(said(products))["products"])
+    assert json.loads(said(none)) == {"product_id": odd, "buyers": []}
+
+
+def test_an_unknown_product_is_not_found(home: Path) -> None:
+    calls = [("status", "x"), ("buyers", "x"), ("reset", "x"), ("status", "x", "--json"), ("buyers", "x", "--json")]
+    for result in run_all([(*call, "--home", str(home)) for call in calls]):
+        assert refused(result, 1) == "Product 'x' not found"
+
+
+def test_a_product_with_buyers_is_started_anew_only_by_force(home: Path, store: "redis.Redis", sale: str) -> None:
+    line = refused(run("init", sale, "7", "--home", str(home)), 1)
+    assert "58 buyers" in line
+    assert "--force" in line
+    assert store.get(f"product:{sale}:stock") == "42"
+    assert store.llen(f"product:{sale}:buyers") == 58
+    assert said(run("init", sale, "7", "--force", "--home", str(home))) == (
+        f"✓ Product '{sale}' initialized with 7 units\n"
+    )
+    assert store.get(f"product:{sale}:stock") == "7"
+    assert store.llen(f"product:{sale}:buyers") == 0
+
+
+# Wrong usage
+
+
+def test_what_cannot_be_a_sale_is_refused_with_a_sentence(home: Path, store: "redis.Redis", product: str) -> None:
+    wrong: list[tuple[Argument, ...]] = [
+        ("init", product, "abc"),
+        ("init", product, "-1"),
+        ("init", product, str(2**63)),
+        ("init", product, "1.5"),
+        ("init", product, ""),
+        ("init", "", "5"),
+        ("init", "a" * 257, "5"),
+        ("init", "a\x1b[2J", "5"),
+        ("init", b"a\xff", "5"),
+        ("status", ""),
+    ]
+    before = set(store.keys("*"))
+    for call, result in zip(wrong, run_all([(*call, "--home", str(home)) for call in wrong]), strict=True):
+        line = refused(result, 2)
+        assert len(line) > 20, (call, line)
+        assert "\x1b" not in line
+    assert set(store.keys("*")) == before
+
+
+def test_what_is_not_a_command_or_an_option_is_wrong_usage(home: Path, empty_home: Path) -> None:
+    toml = {name: str(empty_home / f"{name}.toml") for name in ("broken", "unknown", "type")}
+    Path(toml["broken"]).write_text("listen = [")
+    Path(toml["unknown"]).write_text("lisen = ':8080'\n")
+    Path(toml["type"]).write_text("workers = 'many'\n")
+    at = ("--home", str(home))
+    calls: list[tuple[Argument, ...]] = [
+        ("no-such-command",),
+        ("--no-such-option",),
+        ("status", "--no-such-option", "x", *at),
+        ("status", *at),
+        ("init", "x", "5", "--no-such-option", *at),
+        ("completion", "tcsh"),
+        ("status", "x", "--redis", "ftp://x"),
+        ("status", "x", *at, "--config", str(empty_home / "missing.toml")),
+        *(("status", "x", *at, "--config", path) for path in toml.values()),
+    ]
+    for call, result in zip(calls, run_all(calls), strict=True):
+        assert refused(result, 1 if "--redis" in call else 2), call
+
+
+def test_help_version_and_completion(home: Path) -> None:
+    calls = [("--help",), ("--version",), *((command, "-h") for command in COMMANDS)]
+    main, version, *helps = map(said, run_all(calls))
+    assert version.strip().endswith(__version__)
+    for command, text in zip(COMMANDS, helps, strict=True):
+        assert re.search(rf"^  {command} +\S", main, re.MULTILINE), f"{command} is not in the list"
+        assert f" {command} " in text.splitlines()[0]
+    for script in map(said, run_all([("completion", shell) for shell in ("bash", "zsh", "fish")])):
+        assert "_FLASHSALE_COMPLETE" in script
+    completed = run(_FLASHSALE_COMPLETE="bash_complete", COMP_WORDS="flashsale st", COMP_CWORD="1")
+    assert "status" in completed.stdout
+    assert completed.returncode == 0
+
+
+# Where the store is
+
+
+def test_a_store_that_cannot_be_reached_is_one_line_and_shows_no_password() -> None:
+    url = "redis://user:s3cret@127.0.0.1:1/0"
+    calls = [
+        ("status", "x", "--redis", url),
+        ("init", "x", "5", "--redis", "127.0.0.1:1"),
+        ("buyers", "x", "--redis", "unix:///no/such.sock?password=s3cret"),
+        ("products", "--redis", "rediss://:s3cret@127.0.0.1:1"),
+        ("reset", "x", "--yes", "--redis", url),
+        ("status", "x", "--home", "/proc/nowhere"),
+        ("status", "x", "--home", "/tmp/" + "long" * 30),
+    ]
+    for result in run_all(calls):
+        line = refused(result, 1)
+        assert "s3cret" not in line
+    assert "s3cret" not in refused(run("status", "x", REDIS_URL="redis://:s3cret@127.0.0.1:port"), 1)
+
+
+def test_flags_beat_the_environment_which_beats_the_file(home: Path, product: str, empty_home: Path) -> None:
+    def url(database: int) -> str:
+        return f"unix://{home}/valkey.sock?db={database}"
+
+    for database in range(1, 5):
+        with redis.Redis(unix_socket_path=str(home / "valkey.sock"), db=database) as client:
+            client.set(f"product:{product}:stock", database)
+    file = empty_home / "settings.toml"
+    file.write_text(f'redis = "{url(1)}"\nworkers = 2\n')
+    by_file = ("status", product, "--json", "--config", str(file))
+    cases: list[tuple[int, tuple[str, ...], dict[str, str]]] = [
+        (1, by_file, {}),
+        (2, by_file, {"REDIS_ADDR": url(2)}),
+        (3, by_file, {"REDIS_ADDR": url(2), "REDIS_URL": url(3)}),
+        (3, by_file, {"REDIS_ADDR": url(2), "FLASHSALE_REDIS": url(3)}),
+        (4, (*by_file, "--redis", url(4)), {"REDIS_ADDR": url(2), "REDIS_URL": url(3)}),
+        (1, by_file, {"REDIS_URL": ""}),
+    ]
+    for database, arguments, variables in cases:
+        assert json.loads(said(run(*arguments, **variables)))["remaining_stock"] == database
+
+
+def test_the_home_comes_from_the_environment_and_has_a_default(empty_home: Path, product: str) -> None:
+    given = empty_home / "given"
+    user = empty_home / "user"
+    said(run("init", product, "1", HOME=str(user), FLASHSALE_HOME=str(given)))
+    said(run("init", product, "2", HOME=str(user)))
+    default = user / ".local/state/flashsale"
+    for place, stock in ((given, 1), (default, 2)):
+        assert place.stat().st_mode & 0o777 == 0o700
+        assert not (place / "valkey.sock").exists(), "the store outlives the command"
+        status = json.loads(said(run("status", product, "--json", "--home", str(place))))
+        assert status["remaining_stock"] == stock
+
+
+async def test_commands_work_before_during_and_after_serve(empty_home: Path, product: str) -> None:
+    at = ("--home", str(empty_home))
+    said(await asyncio.to_thread(run, "init", product, "3", *at))
+    server = await asyncio.to_thread(
+        ServerProcess, ["--listen", "127.0.0.1:0", *at], environment=environment(), log=subprocess.DEVNULL
+    )
+    try:
+        async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
+            assert [await client.purchase(product, f"u{n}") for n in range(2)] == [Success(2), Success(1)]
+            during = await asyncio.to_thread(run, "status", product, "--json", *at)
+            assert json.loads(said(during)) == {"product_id": product, "remaining_stock": 1, "sold": 2}
+            assert await client.purchase(product, "u2") == Success(0)
+    finally:
+        assert await asyncio.to_thread(server.stop) == 0
+    after = await asyncio.to_thread(run, "buyers", product, "--json", *at)
+    assert json.loads(said(after))["buyers"] == ["u0", "u1", "u2"]
+
+
+# What strangers chose to be called
+
+
+def test_names_that_play_tricks_on_a_terminal_are_escaped(home: Path, store: "redis.Redis", product: str) -> None:
+    tricks = ["\x1b[2J\x1b[31mred", "a\nb", "\u202eevil", "\x07", "日本", "tab\t"]
+    odd = f"{product}\x1b[2J"
+    store.set(f"product:{product}:stock", 0)
+    store.rpush(f"product:{product}:buyers", *reversed(tricks))
+    store.set(f"product:{odd}:stock", 0)
+    at = ("--home", str(home))
+    text, pure, products = map(
+        said, run_all([("buyers", product, *at), ("buyers", product, *at, "--json"), ("products", *at)])
+    )
+    store.delete(f"product:{odd}:stock")
+    assert text.splitlines()[1:] == [
+        "1. \\x1b[2J\\x1b[31mred",
+        "2. a\\nb",
+        "3. \\u202eevil",
+        "4. \\x07",
+        "5. 日本",
+        "6. tab\\t",
+    ]
+    assert json.loads(pure)["buyers"] == tricks
+    assert f"{product}\\x1b[2J\n" in products
+    assert "\x1b" not in text + pure + products
+
+
+def test_bytes_that_are_not_utf_8_do_not_hide_the_other_buyers(home: Path, store: "redis.Redis", product: str) -> None:
+    store.set(f"product:{product}:stock", 0)
+    store.lpush(f"product:{product}:buyers", "first", b"\xff\xfe", "last")
+    found = json.loads(said(run("buyers", product, "--json", "--home", str(home))))["buyers"]
+    assert [found[0], found[2]] == ["first", "last"]
+
+
+def test_a_hundred_thousand_buyers_come_in_order_of_purchase(home: Path, store: "redis.Redis", product: str) -> None:
+    users = [f"user_{number}" for number in range(100_000)]
+    store.set(f"product:{product}:stock", 0)
+    for first in range(0, len(users), 5_000):
+        store.lpush(f"product:{product}:buyers", *users[first : first + 5_000])
+    at = ("--home", str(home))
+    text, pure = map(said, run_all([("buyers", product, *at), ("buyers", product, *at, "--json")]))
+    assert json.loads(pure)["buyers"] == users
+    lines = text.splitlines()
+    assert lines[0] == f"=== Buyers for {product} (100000 total) ==="
+    assert lines[1:] == [f"{number}. {user}" for number, user in enumerate(users, 1)]
+
+    # and whoever reads only the first lines gets them without a traceback
+    for arguments in (("buyers", product, *at), ("buyers", product, *at, "--json")):
+        with start(*arguments) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.read(10)
+            process.stdout.close()
+            assert process.stderr.read() == ""
+            process.wait(PATIENCE_S)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_line(home: Path, sale: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "flashsale", "buyers", sale, "--home", str(home)],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+def test_a_terminal_that_knows_no_check_mark_is_no_reason_to_fail(home: Path, product: str) -> None:
+    result = run("init", product, "5", "--home", str(home), PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+# Asking
+
+
+def on_a_terminal(arguments: Sequence[str], answer: bytes) -> tuple[int, str]:
+    """Run a command on a terminal and type an answer to its question; return its exit code and what was shown."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "flashsale", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(),
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        typed = False
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if not select.select([ours], [], [], 1.0)[0]:
+                continue
+            try:
+                data = os.read(ours, 4096)
+            except OSError:  # its end is closed
+                break
+            if not data:
+                break
+            shown += data
+            if not typed and b"?" in shown and shown.rstrip().endswith(b":"):
+                os.write(ours, answer)
+                typed = True
+        os.close(ours)
+        return process.wait(PATIENCE_S), shown.decode()
+
+
+def test_reset_asks_on_a_terminal_and_only_there(home: Path, store: "redis.Redis", sale: str) -> None:
+    call = ["reset", sale, "--home", str(home)]
+    code, shown = on_a_terminal(call, b"n\n")
+    assert code == 1
+    assert f"Delete product '{sale}' and its buyers?" in shown
+    assert "Traceback" not in shown
+    assert store.llen(f"product:{sale}:buyers") == 58
+    code, shown = on_a_terminal(call, b"\n")  # the default is no
+    assert (code, store.llen(f"product:{sale}:buyers")) == (1, 58)
+    code, shown = on_a_terminal(call, b"y\n")
+    assert code == 0
+    assert f"✓ Product '{sale}' reset (deleted)" in shown
+    assert not store.exists(f"product:{sale}:buyers", f"product:{sale}:stock")
+    store.set(f"product:{sale}:stock", 1)
+    code, shown = on_a_terminal([*call, "--yes"], b"")
+    assert code == 0
+    assert "?" not in shown
+
+
+# Live
+
+
+@pytest.fixture
+def watch(home: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start `watch` and wait until it does."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str) -> "subprocess.Popen[str]":
+        process = start("watch", "--home", str(home), *arguments)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        with process:
+            process.kill()
+
+
+async def test_watch_follows_the_sales_as_they_happen(
+    home: Path, store: "redis.Redis", product: str, watch: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    other = f"{product}-other"
+    store.mset({f"product:{product}:stock": 2, f"product:{other}:stock": 5})
+    everything, one, pure = watch(), watch(product), watch("--json", product)
+    for process in (everything, one, pure):
+        assert process.stderr is not None
+        assert await asyncio.to_thread(process.stderr.readline) == "watching…\n"
+    server = await asyncio.to_thread(
+        ServerProcess,
+        ["--listen", "127.0.0.1:0", "--home", str(home)],
+        environment=environment(),
+        log=subprocess.DEVNULL,
+    )
+    try:
+        async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
+            await client.purchase(other, "alice")
+            await client.purchase(product, "bob\x1b[2J")
+            await client.purchase(product, "carol")
+            await client.purchase(product, "dave")
+            await client.purchase(other, "erin")
+    finally:
+        await asyncio.to_thread(server.stop)
+
+    async def lines(process: "subprocess.Popen[str]", count: int) -> list[str]:
+        assert process.stdout is not None
+        async with asyncio.timeout(PATIENCE_S):
+            return [await asyncio.to_thread(process.stdout.readline) for _ in range(count)]
+
+    clock = r"\d\d:\d\d:\d\d  "
+    told = [
+        f"{product}  bob\\x1b[2J bought, 1 left\n",
+        f"{product}  carol bought, 0 left\n",
+        f"{product}  sold out\n",
+    ]
+    for line, expected in zip(await lines(one, 3), told, strict=True):
+        assert re.fullmatch(clock + re.escape(expected), line)
+    expected_all = [f"{other}  alice bought, 4 left\n", *told, f"{other}  erin bought, 3 left\n"]
+    for line, expected in zip(await lines(everything, 5), expected_all, strict=True):
+        assert re.fullmatch(clock + re.escape(expected), line)
+    events: list[dict[str, Any]] = [json.loads(line) for line in await lines(pure, 3)]
+    for event in events:
+        assert isinstance(event.pop("timestamp"), int)
+    assert events == [
+        {"event": "purchase", "product_id": product, "buyer": "bob\x1b[2J", "remaining": 1},
+        {"event": "purchase", "product_id": product, "buyer": "carol", "remaining": 0},
+        {"event": "sold_out", "product_id": product},
+    ]
+    for process in (everything, one, pure):
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert (process.stdout.read(), process.stderr.read()) == ("", "")
+
+
+def test_demo_in_an_empty_home_shows_a_whole_sale(empty_home: Path) -> None:
+    result = run("demo", HOME=str(empty_home))
+    assert (result.returncode, result.stderr) == (0, "")
+    for line in (
+        r"A server listens on 127\.0\.0\.1:\d+, its store is unix:.* \(embedded\)\.",
+        r"100 units of '.+' for 2000 buyers, each with a connection\.",
+        r"Bought:            100",
+        r"Sold out:          1900",
+        r"Unanswered:        0",
+        r"Duration:          \d+\.\d\d s",
+        r"Latency:           p50 \d+ ms, max \d+ ms",
+        r"Remaining Stock:   0",
+        r"Successful Buyers: 100",
+        r"✓ 0 left \+ 100 bought = 100; every buyer was answered",
+    ):
+        assert re.search(f"^{line}$", result.stdout, re.MULTILINE), line
+    assert not list(empty_home.rglob("valkey.sock")), "the demo's store outlives it"

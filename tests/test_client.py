@@ -1,0 +1,293 @@
+"""The client library against a real server: answers, pipelining, time-outs, and what a broken link means."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from flashsale import Busy, Client, Failed, ProductStatus, SoldOut, Success
+from flashsale.errors import AnswerTimeoutError, ConnectionLostError, ProtocolError
+from flashsale.launch import ServerProcess
+
+PATIENCE_S = 30.0
+StartServer = Callable[..., ServerProcess]
+
+
+def store_of(home: Path) -> "redis.Redis":
+    return redis.Redis(unix_socket_path=str(home / "valkey.sock"), decode_responses=True, retry=Retry(NoBackoff(), 0))
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(dir="/tmp", prefix="fs-"))  # short: a unix socket's name is limited
+    yield path
+    with suppress(RedisError), store_of(path) as store:
+        store.shutdown(nosave=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def start(stack: ExitStack, home: Path, port: int, settings: dict[str, str]) -> ServerProcess:
+    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | settings
+    server = ServerProcess(
+        ["--listen", f"127.0.0.1:{port}", "--home", str(home)], environment=environment, log=subprocess.DEVNULL
+    )
+    stack.callback(server.stop)
+    return server
+
+
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[ServerProcess]:
+    """A server for the tests that do not hurt it."""
+    with ExitStack() as stack:
+        yield start(stack, home, 0, {})
+
+
+@pytest.fixture
+def start_server(server: ServerProcess, home: Path) -> Iterator[StartServer]:
+    """Start another server on the same store."""
+    with ExitStack() as stack:
+        yield lambda port=0, **settings: start(stack, home, port, settings)
+
+
+@pytest.fixture
+def open_sale(server: ServerProcess, home: Path) -> Iterator[Callable[[int], str]]:
+    """Open a sale of so many units; returns the product id."""
+    with store_of(home) as store:
+
+        def open_one(stock: int) -> str:
+            product_id = f"p-{os.urandom(6).hex()}"
+            store.set(f"product:{product_id}:stock", stock)
+            return product_id
+
+        yield open_one
+
+
+@pytest.fixture
+async def stand_in() -> AsyncIterator[Callable[[bytes], Awaitable[int]]]:
+    """Listen, and answer the first bytes with these, as a real server does only when it is ill; returns the port."""
+    listeners: list[asyncio.Server] = []
+    gone = asyncio.Event()
+    serving: set[asyncio.Task[None]] = set()
+
+    async def listen(answer: bytes, *, close: bool = False) -> int:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            serving.add(task)
+            await reader.read(1)
+            writer.write(answer)
+            if not close:
+                await gone.wait()
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+        listeners.append(await asyncio.start_server(serve, "127.0.0.1", 0))
+        port: int = listeners[-1].sockets[0].getsockname()[1]
+        return port
+
+    yield listen
+    gone.set()
+    await asyncio.gather(*serving)
+    for listener in listeners:
+        listener.close()
+
+
+# Answers
+
+
+async def test_answers_are_typed(server: ServerProcess, open_sale: Callable[[int], str]) -> None:
+    product_id = open_sale(1)
+    async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
+        assert await client.status(product_id) == ProductStatus(1, 0)
+        assert await client.purchase(product_id, "a") == Success(0)
+        assert await client.purchase(product_id, "b") == SoldOut()
+        assert await client.status(product_id) == ProductStatus(0, 1)
+        assert await client.purchase("no-such", "a") == Failed("product not found")
+        assert await client.status("no-such") == Failed("product not found")
+        assert await client.purchase("", "a") == Failed("missing product_id or user_id")
+        assert await client.ping(b"\x00anything\xff") == b"\x00anything\xff"
+        assert await client.ping() == b""
+
+
+async def test_any_number_of_tasks_share_one_connection_and_each_gets_its_own_answer(
+    server: ServerProcess, open_sale: Callable[[int], str]
+) -> None:
+    product_id = open_sale(2_000)
+
+    async def ask(number: int) -> object:
+        if number % 3 == 0:
+            return await client.ping(str(number).encode())
+        return await client.purchase(product_id, f"u{number}")
+
+    async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
+        answers = await asyncio.gather(*(ask(number) for number in range(6_000)))
+    assert [answer for answer in answers if isinstance(answer, bytes)] == [
+        str(number).encode() for number in range(0, 6_000, 3)
+    ]
+    bought = [answer for answer in answers if not isinstance(answer, bytes)]
+    assert bought == [Success(left) for left in reversed(range(2_000))] + [SoldOut()] * 2_000
+
+
+async def test_a_payload_too_large_is_answered_and_the_next_request_has_a_new_connection(
+    server: ServerProcess, open_sale: Callable[[int], str]
+) -> None:
+    product_id = open_sale(5)
+    async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
+        assert await client.purchase(product_id, "u" * 70_000) == Failed("payload too large")
+        with suppress(ConnectionLostError):  # the server's end may be seen only now
+            await client.ping()
+        assert await client.purchase(product_id, "u") == Success(4)
+
+
+async def test_a_server_that_is_full_says_so(start_server: StartServer, open_sale: Callable[[int], str]) -> None:
+    server = await asyncio.to_thread(start_server, FLASHSALE_CONNECTION_COUNT_MAX="1")
+    product_id = open_sale(5)
+    async with Client(server.host, server.port) as inside, Client(server.host, server.port) as outside:
+        assert await inside.purchase(product_id, "u") == Success(4)
+        for _ in range(10):
+            try:
+                assert await outside.purchase(product_id, "u") == Busy()
+            except ConnectionLostError:  # the notice came and went before the request
+                continue
+        assert await inside.status(product_id) == ProductStatus(4, 1)
+        with pytest.raises((ConnectionLostError, ProtocolError)):  # and never some payload that was not sent
+            await outside.ping(b"payload")
+
+
+# Time-outs
+
+
+async def test_silence_is_a_time_out_and_the_late_answer_is_nobody_elses(
+    start_server: StartServer, open_sale: Callable[[int], str]
+) -> None:
+    server = await asyncio.to_thread(start_server)
+    product_id = open_sale(10)
+    async with Client(server.host, server.port, timeout_s=0.3) as client:
+        await client.ping()
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(AnswerTimeoutError):
+                await client.purchase(product_id, "late")
+            with pytest.raises(AnswerTimeoutError):
+                await client.ping(b"late")
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        for number in range(5):
+            with suppress(AnswerTimeoutError):
+                assert await client.ping(str(number).encode()) == str(number).encode()
+        async with Client(server.host, server.port, timeout_s=PATIENCE_S) as other:
+            assert await other.status(product_id) == ProductStatus(9, 1), "a time-out means unknown: here it sold"
+
+
+async def test_a_caller_that_gives_up_leaves_the_others_their_answers(
+    server: ServerProcess, open_sale: Callable[[int], str]
+) -> None:
+    product_id = open_sale(100)
+    async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
+        await client.ping()
+        tasks = [asyncio.create_task(client.purchase(product_id, f"u{number}")) for number in range(20)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        left = [answer.remaining_stock for answer in answers if isinstance(answer, Success)]
+        assert len(left) == 10
+        assert left == sorted(left, reverse=True)
+        assert await client.ping(b"in step") == b"in step"
+
+
+# Broken links
+
+
+async def test_a_server_that_is_not_there_is_a_lost_connection() -> None:
+    async with Client("127.0.0.1", 1, connect_timeout_s=0.3) as client:
+        for _ in range(2):
+            with pytest.raises(ConnectionLostError, match=r"cannot reach 127\.0\.0\.1:1"):
+                await client.purchase("p", "u")
+
+
+async def test_requests_under_way_when_the_link_breaks_are_lost_and_never_sent_again(
+    start_server: StartServer, open_sale: Callable[[int], str], server: ServerProcess
+) -> None:
+    victim = await asyncio.to_thread(start_server)
+    product_id = open_sale(1_000)
+    async with Client(victim.host, victim.port, timeout_s=PATIENCE_S) as client:
+        await client.ping()
+        os.kill(victim.pid, signal.SIGSTOP)
+        tasks = [asyncio.create_task(client.purchase(product_id, f"u{number}")) for number in range(50)]
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(victim.kill)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {ConnectionLostError}
+        await asyncio.to_thread(start_server, victim.port)
+        assert await client.purchase(product_id, "next") == Success(999), "a lost request was sent again"
+
+
+async def test_it_connects_again_when_the_server_is_back(
+    start_server: StartServer, open_sale: Callable[[int], str]
+) -> None:
+    server = await asyncio.to_thread(start_server)
+    product_id = open_sale(100)
+    async with Client(server.host, server.port, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S) as client:
+        assert await client.purchase(product_id, "u") == Success(99)
+        assert await asyncio.to_thread(server.stop) == 0
+        waiting = [asyncio.create_task(client.purchase(product_id, f"u{number}")) for number in range(10)]
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(start_server, server.port)
+        answers = await asyncio.gather(*waiting)
+        assert answers == [Success(left) for left in range(98, 88, -1)], "they waited for the server and shared a link"
+
+
+async def test_a_closed_client_is_closed(server: ServerProcess) -> None:
+    client = Client(server.host, server.port)
+    await client.ping()
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        under_way = asyncio.create_task(client.ping())
+        await asyncio.sleep(0.05)
+        client.close()
+        with pytest.raises(ConnectionLostError):
+            await under_way
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    with pytest.raises(ConnectionLostError):
+        await client.ping()
+
+
+async def test_an_answer_cut_short_is_a_lost_connection(stand_in: Callable[..., Awaitable[int]]) -> None:
+    port = await stand_in(b'\x01\x00\x00\x00\x29{"status":"SUCC', close=True)
+    async with Client("127.0.0.1", port) as client:
+        with pytest.raises(ConnectionLostError):
+            await client.purchase("p", "u")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x01\x00\x00\x00\x02{}",
+        b"\x01\x00\x00\x00\x05hello",
+        b'\x01\x00\x00\x00\x12{"status":"SOLD"} ',
+        b'\x05\x00\x00\x00\x2c{"status":"OK","remaining_stock":1,"sold":1}',
+        b"\x01\xff\xff\xff\xff{",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    ],
+)
+async def test_bytes_that_are_no_answer_are_an_error_at_once_and_not_a_sale(
+    stand_in: Callable[..., Awaitable[int]], answer: bytes
+) -> None:
+    async with Client("127.0.0.1", await stand_in(answer), timeout_s=3) as client:
+        with pytest.raises((ProtocolError, ConnectionLostError)):
+            await client.purchase("p", "u")
