@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bench import attack, compare, limits, sizes
+from bench import attack, compare, latency, limits, sizes
 from bench.load import CONNECTION_COUNT_MAX, DURATION_S_MAX, REQUEST_COUNT_MAX, Load
 from bench.report import print_result, print_table, print_targets, tell_step, write_json
 from flashsale.config import load_config, split_address
@@ -176,19 +176,21 @@ def compare_command(*, rounds: int, duration: float, json_path: Path | None, plo
 
 @cli.command(name="limits")
 @click.option(
-    "--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Of small and large sales in turns."
+    "--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Of what is measured in turns."
 )
 @click.option(
     "--duration",
     type=click.FloatRange(0.5, 600),
-    default=5.0,
+    default=3.0,
     show_default=True,
     help="Seconds of each run of the open loop.",
 )
 @json_option
 def limits_command(*, rounds: int, duration: float, json_path: Path | None) -> None:
     """Measure latency at 5,000 requests a second, 10,000 at once, idle memory, and independence of size."""
-    scale = limits.Scale(rate_duration_s=duration, pairs=sizes.Scale(round_count=rounds))
+    scale = limits.Scale(
+        open_loop=latency.Scale(round_count=rounds, duration_s=duration), pairs=sizes.Scale(round_count=rounds)
+    )
     targets = limits.measure(scale, tell_step)
     tell_step("")
     print_targets(targets)

@@ -1,4 +1,4 @@
-"""The figures beside throughput: latency at a given rate, ten thousand at once, idle memory (sizes.py: size).
+"""The figures beside throughput: ten thousand at once, idle memory; latency.py and sizes.py have the others.
 
 Every part has a server and an embedded store of its own, on loopback, and returns what it found as Targets.
 """
@@ -12,9 +12,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bench import proc, sizes
+from bench import latency, proc, sizes
 from bench.crowd import run_load
-from bench.disk import fsync_latencies_ms, percentile
 from bench.load import Load
 from bench.report import Target
 from bench.result import Result
@@ -26,9 +25,6 @@ from flashsale.store.admin import Admin
 from flashsale.wire import MessageType, encode_frame
 
 _PRODUCT_ID = "limits"
-_STOCK_PLENTY = 10_000_000
-_CONNECTION_COUNT = 200
-_WARM_UP_S = 0.5
 _WARM_UP_CONNECTION_COUNT = 100
 _ANSWER_TIMEOUT_S = 10.0
 _DESCRIPTORS_KEPT = 64
@@ -38,10 +34,7 @@ _PING = encode_frame(MessageType.PING, b"idle")
 class Scale(Struct, frozen=True, kw_only=True):
     """How much each part does. The defaults are those for which the targets are stated."""
 
-    rate_per_s: float = 5_000.0
-    rate_duration_s: float = 5.0
-    probe_duration_s: float = 2.0
-    """Of the disk's own fsync, before and again after the selling run."""
+    open_loop: latency.Scale = latency.Scale()
     crowd_count: int = 10_000
     crowd_request_count: int = 10
     crowd_stock: int = 1_000
@@ -75,7 +68,7 @@ def measure(scale: Scale, progress: Callable[[str], None]) -> list[Target]:
         progress: called with what comes next.
     """
     parts: dict[str, Callable[[_Stage, Scale], Awaitable[list[Target]]]] = {
-        f"open loop, {scale.rate_per_s:,.0f} requests a second": _latency,
+        f"open loop, {scale.open_loop.rate_per_s:,.0f} requests a second, in turns": _latency,
         f"{scale.crowd_count:,} connections at once": _crowd,
         f"{scale.idle_count:,} idle connections": _idle,
         "small and large sales in turns": _sizes,
@@ -98,44 +91,10 @@ def _on_stage(part: Callable[[_Stage, Scale], Awaitable[list[Target]]], scale: S
 
 
 async def _latency(stage: _Stage, scale: Scale) -> list[Target]:
-    """Measure latency from when a request was due, sold out and selling, and what an fsync costs on this disk."""
+    async def run(load: Load, stock: int) -> Result:
+        return await stage.run(load, stock=stock)
 
-    def load(duration_s: float) -> Load:
-        return Load(
-            host=stage.server.host,
-            port=stage.server.port,
-            product_id=_PRODUCT_ID,
-            connection_count=_CONNECTION_COUNT,
-            duration_s=duration_s,
-            rate_per_s=scale.rate_per_s,
-        )
-
-    def told(result: Result) -> str:
-        failed = f", {result.error_count} FAILED" if result.error_count else ""
-        return f"p50 {result.latency_ms(50.0):.2f}, p99 {result.latency_ms(99.0):.2f} ms{failed}"
-
-    await stage.run(load(min(_WARM_UP_S, scale.rate_duration_s)), stock=_STOCK_PLENTY)
-    sold_out = await stage.run(load(scale.rate_duration_s), stock=0)
-    directory = stage.home / "data"
-    fsyncs_ms = fsync_latencies_ms(directory, scale.probe_duration_s)
-    selling = await stage.run(load(scale.rate_duration_s), stock=_STOCK_PLENTY)
-    fsyncs_ms += fsync_latencies_ms(directory, scale.probe_duration_s)
-    fsync_p50_ms, fsync_p99_ms = percentile(fsyncs_ms, 50.0), percentile(fsyncs_ms, 99.0)
-    rate = f"open loop {scale.rate_per_s:,.0f}/s"
-    return [
-        Target(
-            f"{rate}, sold out",
-            told(sold_out),
-            "p99 <= 1 ms",
-            sold_out.latency_ms(99.0) <= 1.0 and not sold_out.error_count,
-        ),
-        Target(
-            f"{rate}, selling",
-            told(selling),
-            f"p99 <= {fsync_p99_ms + 1:.2f} ms: the disk's fsync (p50 {fsync_p50_ms:.2f}, p99 {fsync_p99_ms:.2f}) + 1",
-            selling.latency_ms(99.0) <= fsync_p99_ms + 1.0 and not selling.error_count,
-        ),
-    ]
+    return await latency.measure_latency(stage.server, stage.home, run, scale.open_loop)
 
 
 async def _crowd(stage: _Stage, scale: Scale) -> list[Target]:

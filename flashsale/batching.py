@@ -34,6 +34,10 @@ _DEADLINE_MARGIN_S = 0.1
 """Answers are given this much before the deadline, so that they arrive within it."""
 
 
+_OVERLAP_COUNT_MIN = 16
+"""Fewer answers than this are sent in less time than it takes to send the next round off."""
+
+
 class Sink(Protocol):
     """Where answers go: a door's connection. Each ticket is answered exactly once."""
 
@@ -127,7 +131,7 @@ class Batcher:
             while self._queues:
                 pending = self._next_round()
                 outcomes = await self._commit(pending)
-                while self._queues and all(isinstance(outcome, list) for outcome in outcomes):
+                while self._queues and _worth_overlapping(pending, outcomes):
                     # The next round leaves before this one's answers do: the store works while they are sent.
                     self._progress_at = self._loop.time()
                     following = self._next_round()
@@ -254,6 +258,12 @@ class Batcher:
             self._drop(queue, since)
             if not queue:
                 del self._queues[product_id]
+
+
+def _worth_overlapping(pending: list[_Pending], outcomes: list[Outcome]) -> bool:
+    """Whether the next round should leave before this one, if wholly decided, is answered."""
+    answer_count = sum(len(item.waiting) for item in pending)
+    return answer_count >= _OVERLAP_COUNT_MIN and all(isinstance(outcome, list) for outcome in outcomes)
 
 
 def _check_outcomes(batches: list[Batch], outcomes: list[Outcome]) -> None:

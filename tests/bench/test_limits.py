@@ -1,10 +1,8 @@
-from bench import limits, sizes
+from bench import latency, limits, sizes
 from bench.disk import percentile
 
 SMALL = limits.Scale(
-    rate_per_s=500.0,
-    rate_duration_s=0.3,
-    probe_duration_s=0.1,
+    open_loop=latency.Scale(round_count=1, rate_per_s=500.0, duration_s=0.3, probe_duration_s=0.1),
     crowd_count=100,
     crowd_request_count=3,
     crowd_stock=20,
@@ -17,7 +15,7 @@ def test_every_figure_is_measured():
     steps = []
     targets = limits.measure(SMALL, steps.append)
     assert len(steps) == 4
-    assert len(targets) == 7
+    assert len(targets) == 10
     crowd = next(target for target in targets if "at once" in target.name)
     assert crowd.met
     assert crowd.measured.startswith("300 answered")
