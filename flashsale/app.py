@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import uvloop
 from msgspec import Struct
 
@@ -120,28 +121,8 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
         revive=None if embedded is None else lambda: asyncio.to_thread(embedded.acquire),
     )
     await engine.open()
-    batcher = Batcher(
-        engine,
-        Limits(
-            queue_count_max=config.queue_count_max,
-            queue_size_max=config.queue_size_max,
-            batch_count_max=config.batch_count_max,
-            batch_size_max=config.batch_size_max,
-            store_deadline_s=config.store_deadline_s,
-            queue_age_max_s=config.queue_age_max_s,
-        ),
-    )
-    server = TcpServer(
-        batcher.submit,
-        ServerLimits(
-            connection_count_max=config.connection_count_max,
-            payload_size_max=config.payload_size_max,
-            in_flight_count_max=config.in_flight_count_max,
-            frame_timeout_s=config.frame_timeout_s,
-            idle_timeout_s=config.idle_timeout_s,
-            write_timeout_s=config.write_timeout_s,
-        ),
-    )
+    batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True))
+    server = TcpServer(batcher.submit, msgspec.convert(config, ServerLimits, from_attributes=True))
     try:
         await server.start(listening)
     except OSError as error:
