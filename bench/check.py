@@ -42,6 +42,8 @@ class Sale(Struct, frozen=True, kw_only=True):
             faults.append(
                 f"UNDERSOLD: {self.sold_out_count} buyers were told SOLD_OUT while {self.stock_after} units are left"
             )
+        if self.error_count and self.stock_after > 0:
+            faults.append(f"UNDERSOLD: {self.stock_after} units left though {self.error_count} requests failed")
         demand = min(self.stock_before, self.request_count)
         if not self.error_count and self.sold_count < demand:
             faults.append(

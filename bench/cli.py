@@ -1,4 +1,4 @@
-"""The command line: parse, run, print. Exit codes: 0 done, 1 failed (also an unfair sale), 2 wrong usage."""
+"""The command line: parse, run, print. Exit codes: 0 done, 1 failed (also a sale or a request), 2 wrong usage."""
 
 import signal
 import sys
@@ -142,7 +142,7 @@ def _attack(
         from bench.plot import plot_result  # here, because it takes a second to load
 
         plot_result(result, plot_path)
-    if faults:
+    if faults or result.error_count:
         raise SystemExit(1)
 
 
@@ -151,9 +151,9 @@ def _attack(
 @click.option(
     "--duration",
     type=click.FloatRange(0.1, 600),
-    default=3.0,
+    default=2.0,
     show_default=True,
-    help="Seconds of each run; a round has ten.",
+    help="Seconds of each run; a round has fifteen.",
 )
 @json_option
 @plot_option

@@ -31,7 +31,7 @@ async def run_load(load: Load, *, process_count: int = 1, progress: Progress | N
         FlashsaleError: a generator died or hangs.
     """
     parts = load.shared_among(process_count)
-    generators = [await _start(part) for part in parts]
+    generators: list[Process] = []
     told = [0] * len(parts)
 
     def tell(index: int, count: int) -> None:
@@ -41,6 +41,9 @@ async def run_load(load: Load, *, process_count: int = 1, progress: Progress | N
 
     try:
         async with asyncio.timeout(_READY_TIMEOUT_S):
+            for part in parts:
+                generator = await _start(part)
+                generators.append(generator)
             for generator in generators:
                 await _line(generator)
         for generator in generators:

@@ -8,7 +8,6 @@ last a Measured as JSON. It ends by itself after the load's time-out.
 
 import asyncio
 import gc
-import resource
 import signal
 import socket
 import sys
@@ -31,6 +30,7 @@ from bench.load import (
     Sample,
 )
 from bench.ticker import ticking
+from flashsale.launch import raise_descriptor_limit
 
 _CONNECT_TIMEOUT_S = 30.0
 _PACE_NS_MIN = 100_000
@@ -41,9 +41,7 @@ def main() -> None:
     """Run the load given on the command line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends its generators
     load = msgspec.json.decode(sys.argv[1], type=Load)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     try:
         measured = uvloop.run(_generate(load))
         _tell(msgspec.json.encode(measured).decode())

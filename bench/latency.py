@@ -75,7 +75,7 @@ async def measure_latency(server: ServerProcess, home: Path, run: Run, scale: Sc
             fsyncs_ms = fsync_latencies_ms(home / "data", scale.probe_duration_s)
             fsync_p50_ms.append(percentile(fsyncs_ms, 50.0))
             fsync_p99_ms.append(percentile(fsyncs_ms, 99.0))
-    if any(result.error_count for result in sold_out + selling):
+    if any(result.error_count for result in echoed + sold_out + selling):
         raise FlashsaleError("some requests of the open loop were not answered as they should be")
     rate = f"open loop {scale.rate_per_s:,.0f}/s"
     sold_out_ms = _p99s_ms(sold_out)
@@ -83,10 +83,10 @@ async def measure_latency(server: ServerProcess, home: Path, run: Run, scale: Sc
     fsync = f"p50 {median(fsync_p50_ms):.2f}, p99 {spread(fsync_p99_ms)} ms"
     floor = "(a floor)"
     return [
-        Target(f"{rate}, echo", _told(echoed), floor, met=True),
-        Target("fsync of 512 bytes on that disk", fsync, floor, met=True),
+        Target(f"{rate}, echo", _told(echoed), floor, met=None),
+        Target("fsync of 512 bytes on that disk", fsync, floor, met=None),
         Target(f"{rate}, sold out", _told(sold_out), "p99 <= 1 ms", met=median(sold_out_ms) <= 1.0),
-        Target(f"{rate}, selling", _told(selling), "", met=True),
+        Target(f"{rate}, selling", _told(selling), "", met=None),
         Target(
             f"{rate}, selling: p99 over the fsync's p99",
             f"{spread(over_fsync_ms)} ms",

@@ -20,7 +20,7 @@ from bench.result import Result
 from bench.stage import started_server, temporary_store
 from flashsale.app import open_admin
 from flashsale.errors import FlashsaleError
-from flashsale.launch import ServerProcess
+from flashsale.launch import ServerProcess, raise_descriptor_limit
 from flashsale.store.admin import Admin
 from flashsale.wire import MessageType, encode_frame
 
@@ -127,9 +127,7 @@ async def _idle(stage: _Stage, scale: Scale) -> list[Target]:
 
     A hundred connections come first, so that what the server needs once and for all is not counted.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     with ExitStack() as stack:
         for _ in range(_WARM_UP_CONNECTION_COUNT):
             _ping(stage.server, stack)

@@ -114,7 +114,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     """Draw the median throughput by shape and peer as bars, with the lowest and highest round as whiskers."""
     shapes = list(comparison.cells)
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(10, 4.6), layout="constrained")
+        figure, axes = plt.subplots(figsize=(13, 4.6), layout="constrained")
         for peer, name in PEER_NAMES.items():
             present = [shape for shape in shapes if peer in comparison.cells[shape]]
             places = [_place(comparison, shape, peer) for shape in present]

@@ -5,14 +5,16 @@ from pathlib import Path
 
 from flashsale.errors import FlashsaleError
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+CPU_STEP_S = 1 / os.sysconf("SC_CLK_TCK")
+"""CPU times are multiples of this, usually 10 ms."""
+
 _UTIME, _STIME = 11, 12  # fields 14 and 15 of proc(5), counted behind the command's name
 
 
 def cpu_s(pid: int) -> float:
-    """Return the user and system CPU time of a process in seconds, in steps of 10 ms."""
+    """Return the user and system CPU time of a process in seconds."""
     fields = _read(pid, "stat").rpartition(")")[2].split()
-    return (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS_PER_S
+    return (int(fields[_UTIME]) + int(fields[_STIME])) * CPU_STEP_S
 
 
 def rss_kib(pid: int) -> int:

@@ -24,7 +24,8 @@ class Target(msgspec.Struct, frozen=True):
     name: str
     measured: str
     target: str
-    met: bool
+    met: bool | None
+    """None: it has no target."""
 
 
 def spread(ratios: Sequence[float]) -> str:
@@ -49,6 +50,8 @@ def print_result(result: Result, sale: Sale) -> None:
     for name, value in lines.items():
         click.echo(f"{name + ':':<16}{value}")
     print_check(sale)
+    if errors:
+        click.echo(f"✗ {result.error_count} requests failed: {errors}", err=True)
 
 
 def print_check(sale: Sale) -> None:
@@ -79,7 +82,8 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_targets(targets: Sequence[Target]) -> None:
     """Print what was reached beside what had to be."""
-    rows = [[target.name, target.measured, target.target, "met" if target.met else "MISSED"] for target in targets]
+    words = {None: "", True: "met", False: "MISSED"}
+    rows = [[target.name, target.measured, target.target, words[target.met]] for target in targets]
     print_table(["Figure", "Measured", "Target", ""], rows)
 
 

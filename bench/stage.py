@@ -11,7 +11,7 @@ from pathlib import Path
 from flashsale.app import Store, open_store
 from flashsale.config import Config, load_config
 from flashsale.errors import FlashsaleError
-from flashsale.launch import ServerProcess
+from flashsale.launch import ServerProcess, clean_environment
 
 SERVE = (sys.executable, "-m", "flashsale", "serve")
 _DISK_DIRECTORY = Path("/var/tmp")
@@ -22,8 +22,7 @@ _LOG_TAIL_SIZE = 2_000
 
 def child_environment() -> dict[str, str]:
     """Return the environment of our child processes: none of the user's settings, and this package in reach."""
-    names_hidden = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(names_hidden)}
+    environment = clean_environment()
     path = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = f"{_REPOSITORY}{os.pathsep}{path}" if path else str(_REPOSITORY)
     return environment

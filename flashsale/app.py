@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from flashsale import supervisor
 from flashsale.batching import Batcher, Limits
 from flashsale.config import Config, split_address
 from flashsale.errors import ListenError
+from flashsale.launch import raise_descriptor_limit
 from flashsale.server import ServerLimits, TcpServer, bind
 from flashsale.store.address import redis_url, shown_url
 from flashsale.store.admin import Admin
@@ -73,7 +73,7 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
         FlashsaleError: the address is taken, or the store cannot be reached or keeps too little.
     """
     host, port = split_address(config.listen)
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     # Taken alone, also by several workers: sharing a port is refused to whoever already has it for himself, but would
     # quietly succeed with another server of several workers.
     listening = bind(host, port)
@@ -136,9 +136,3 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
         embedded.give_up()
     await engine.close()
     _log.info("stopped")
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -86,6 +86,15 @@ class _Pending:
         self.ambiguous = False  # once sent without a reply, its requests must stay what they were
 
 
+class _Trouble(Struct, frozen=True):
+    """A product that the store does not decide."""
+
+    since: float
+    """When the oldest request that met it had arrived."""
+    rests_until: float
+    """When it is tried again."""
+
+
 class Batcher:
     """Gathers requests from every door, commits them in rounds, and hands the answers back.
 
@@ -101,6 +110,8 @@ class Batcher:
         self._waiting_size = 0
         self._sequence = 0
         self._in_flight: list[_Pending] = []  # of this round and the one before
+        self._troubles: dict[str, _Trouble] = {}  # products whose last batch was not decided
+        self._store_answers = True  # something was decided in the last round
         self._unsettled: set[str] = set()  # products with a batch whose fate was never learnt
         self._progress_at = self._loop.time()
         self._task: asyncio.Task[None] | None = None
@@ -127,34 +138,55 @@ class Batcher:
 
     async def _run(self) -> None:
         """Commit round after round while there is work."""
+        stuck: list[_Pending] = []  # sent without a reply; they go again, as they were
+        commit: asyncio.Task[list[Outcome]] | None = None
+        self._store_answers = True
+        self._troubles.clear()
         try:
-            while self._queues:
-                pending = self._next_round()
+            while self._queues or stuck:
+                resting = [item for item in stuck if self._rests(item.product_id)]
+                pending = [item for item in stuck if item not in resting] + self._next_round(stuck)
                 outcomes = await self._commit(pending)
-                while self._queues and _worth_overlapping(pending, outcomes):
+                while self._queues and not stuck and _worth_overlapping(pending, outcomes):
                     # The next round leaves before this one's answers do: the store works while they are sent.
                     self._progress_at = self._loop.time()
-                    following = self._next_round()
+                    following = self._next_round([])
                     commit = self._loop.create_task(self._commit(following))
                     await asyncio.sleep(0)
                     self._take_outcomes(pending, outcomes)
                     pending, outcomes = following, await commit
                 self._take_outcomes(pending, outcomes)
-                await self._resolve([item for item in pending if item.waiting])
+                stuck = resting + [item for item in pending if item.waiting]
+                if stuck or self._troubles:
+                    self._expire(stuck)
+                    stuck = [item for item in stuck if item.waiting]
+                    if not self._store_answers:
+                        await asyncio.sleep(_RETRY_PAUSE_S)
         except Exception:  # noqa: BLE001 - a bug: whoever it has hit gets the safe answer, and service goes on
             _log.exception("group commit failed")
+            if commit is not None and not commit.done():
+                commit.cancel()  # an engine decides one round at a time
+                await asyncio.wait({commit})
             for item in self._in_flight:
                 self._answer_all(item, [UNKNOWN] * len(item.waiting))
         finally:
-            self._task = self._loop.create_task(self._run()) if self._queues else None
+            self._task = None
+        if self._queues:
+            self._task = self._loop.create_task(self._run())
 
-    def _next_round(self) -> list[_Pending]:
-        """Take one batch of each of the products that waited longest."""
+    def _next_round(self, stuck: list[_Pending]) -> list[_Pending]:
+        """Take one batch of each of the products that waited longest, except those that are stuck or resting.
+
+        While some are stuck and the store decides nothing, one product at a time tries whether it does again.
+        """
         stale_since = self._loop.time() - self._limits.queue_age_max_s
+        count_max = self._limits.round_count_max - len(stuck) if self._store_answers or not stuck else 1
+        stuck_ids = {item.product_id for item in stuck}
+        ready = (name for name in self._queues if name not in stuck_ids and not self._rests(name))
         pending: list[_Pending] = []
-        for product_id in list(islice(self._queues, self._limits.round_count_max)):
+        for product_id in list(islice(ready, max(0, count_max))):
             queue = self._queues[product_id]
-            self._drop(queue, stale_since)  # may bring new requests: a sink that is flushed reads on
+            self._drop(queue, stale_since)  # a sink that is flushed may bring new requests
             del self._queues[product_id]
             taken = self._take(queue, self._fitting_count(queue))
             if queue:
@@ -186,16 +218,6 @@ class Batcher:
             dropped = self._take(queue, _count_since(queue, since))
             _deliver(dropped, [NOT_EXECUTED] * len(dropped))
 
-    async def _resolve(self, pending: list[_Pending]) -> None:
-        """Commit again what failed, until each of its requests is answered or has waited too long."""
-        while pending:
-            self._expire(pending)
-            pending = [item for item in pending if item.waiting]
-            if pending:
-                await asyncio.sleep(_RETRY_PAUSE_S)
-                self._take_outcomes(pending, await self._commit(pending))
-                pending = [item for item in pending if item.waiting]
-
     async def _commit(self, pending: list[_Pending]) -> list[Outcome]:
         batches = [
             Batch(
@@ -220,44 +242,73 @@ class Batcher:
         return outcomes
 
     def _take_outcomes(self, pending: list[_Pending], outcomes: list[Outcome]) -> None:
-        """Answer the batches that are decided; mark those that may be."""
+        """Answer the batches that are decided, queue again those that were not executed, mark those that may be."""
+        self._store_answers = False
         for item, outcome in zip(pending, outcomes, strict=True):
             match outcome:
                 case list():
-                    self._progress_at = self._loop.time()
+                    self._note_answer(item)
                     self._unsettled.discard(item.product_id)
                     # the first ones may have been told UNKNOWN
                     self._answer_all(item, outcome[len(outcome) - len(item.waiting) :])
                 case Defective():
+                    self._note_answer(item)
                     self._answer_all(item, [UNKNOWN if item.ambiguous else NOT_EXECUTED] * len(item.waiting))
                 case NotExecuted():
-                    pass
+                    if not item.ambiguous:
+                        self._queue_again(item)
                 case _:
                     item.ambiguous = True
+                    self._note_trouble(item)
+
+    def _note_answer(self, item: _Pending) -> None:
+        self._store_answers = True
+        self._progress_at = self._loop.time()
+        self._troubles.pop(item.product_id, None)
+
+    def _note_trouble(self, item: _Pending) -> None:
+        trouble = self._troubles.get(item.product_id)
+        since = trouble.since if trouble else _arrived(item.waiting[0])
+        self._troubles[item.product_id] = _Trouble(since, self._loop.time() + _RETRY_PAUSE_S)
+
+    def _queue_again(self, item: _Pending) -> None:
+        """Put a batch that certainly was not executed back in front of its queue; it becomes part of another batch."""
+        self._note_trouble(item)
+        waiting, item.waiting = item.waiting, []
+        self._waiting_count += len(waiting)
+        self._waiting_size += sum([size for *_, size in waiting])
+        self._queues[item.product_id] = waiting + self._queues.pop(item.product_id, [])
 
     @staticmethod
     def _answer_all(item: _Pending, answers: list[Answer]) -> None:
         waiting, item.waiting = item.waiting, []
         _deliver(waiting, answers)
 
-    def _expire(self, pending: list[_Pending]) -> None:
-        """Answer, without the store, those for whom it has been silent too long."""
+    def _expire(self, stuck: list[_Pending]) -> None:
+        """Answer, without the store, those for whom it has been silent, or has refused, too long."""
         since = self._loop.time() - self._limits.store_deadline_s + _DEADLINE_MARGIN_S + _RETRY_PAUSE_S
-        if self._progress_at > since:
-            return
-        for item in pending:
-            expired = _split(item.waiting, _count_since(item.waiting, since))
-            if item.ambiguous:
+        for item in stuck:
+            if self._silent_since(item.product_id) <= since:
+                expired = _split(item.waiting, _count_since(item.waiting, since))
                 _deliver(expired, [UNKNOWN] * len(expired))
                 if not item.waiting:
                     self._unsettled.add(item.product_id)
-            else:
-                del item.requests[: len(expired)]  # they are told "not executed", so they must not be sent again
-                _deliver(expired, [NOT_EXECUTED] * len(expired))
+                    self._troubles.pop(item.product_id, None)
         for product_id, queue in list(self._queues.items()):
-            self._drop(queue, since)
-            if not queue:
-                del self._queues[product_id]
+            if self._silent_since(product_id) <= since:
+                self._drop(queue, since)
+                if not queue:
+                    del self._queues[product_id]
+                    self._troubles.pop(product_id, None)
+
+    def _rests(self, product_id: str) -> bool:
+        trouble = self._troubles.get(product_id)
+        return trouble is not None and trouble.rests_until > self._loop.time()
+
+    def _silent_since(self, product_id: str) -> float:
+        """Return since when the store has decided nothing at all, or nothing of a product in trouble."""
+        trouble = self._troubles.get(product_id)
+        return min(self._progress_at, trouble.since) if trouble else self._progress_at
 
 
 def _worth_overlapping(pending: list[_Pending], outcomes: list[Outcome]) -> bool:

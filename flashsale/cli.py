@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -20,13 +21,14 @@ from flashsale import __version__, app, demo
 from flashsale.config import Config, load_config
 from flashsale.domain import Event, PurchaseEvent, check_product_id, check_stock
 from flashsale.errors import ConfigError, FlashsaleError, InvalidValueError
-from flashsale.launch import ServerProcess
+from flashsale.launch import ServerProcess, clean_environment, raise_descriptor_limit
 from flashsale.store.admin import Admin
 from flashsale.store.durability import Durability
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_TERMINATED = 128 + signal.SIGTERM
 _COMPLETE_VARIABLE = "_FLASHSALE_COMPLETE"
 
 
@@ -198,12 +200,12 @@ def watch(config: Config, product_id: str | None, *, as_json: bool) -> None:
 def demo_command(home: str | None) -> None:
     """Watch 100 units sell out to 2,000 buyers, on a real server and a real store."""
     config = msgspec.structs.replace(load_config(None, os.environ, {"home": home}), redis=None)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("FLASHSALE_", "REDIS_"))}
+    raise_descriptor_limit()
     with (
         app.open_store(config) as store,
         ServerProcess(
             ["--listen", "127.0.0.1:0", "--home", config.home],
-            environment=environment,
+            environment=clean_environment(),
             log=subprocess.DEVNULL,
         ) as server,
     ):
@@ -276,6 +278,7 @@ def _told(event: Event) -> str:
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr, never a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # unwinds: the embedded store is left in order
     try:
         code = cli.main(standalone_mode=False, complete_var=_COMPLETE_VARIABLE)
     except NoArgsIsHelpError as error:
@@ -295,7 +298,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         code = 1
     except OSError as error:
-        click.echo(f"cannot write the output: {error.strerror}", err=True)
+        click.echo(f"the system refused: {error.strerror or error}", err=True)
         code = 1
     except ConfigError as error:
         click.echo(str(error), err=True)

@@ -19,6 +19,9 @@ from flashsale.wire import (
 IN_FLIGHT_DEFAULT = 1024
 """How many requests of one connection may wait for their answers before reading stops."""
 
+EARLY_SIZE_MAX = 256 * 1024
+"""Bytes of answers that may wait behind one that is not there yet, before reading stops: PINGs may be large."""
+
 _TYPE_BITS = 8
 _TYPE_MASK = (1 << _TYPE_BITS) - 1
 _PING = int(MessageType.PING)
@@ -32,6 +35,7 @@ class ServerConnection:
 
     __slots__ = (
         "_early",
+        "_early_size",
         "_head",
         "_in_flight_count_max",
         "_next",
@@ -48,6 +52,7 @@ class ServerConnection:
         self._next = 0  # the index of the next request
         self._head = 0  # the index of the first request whose answer is not yet in _out
         self._early: dict[int, bytes] | None = None  # answers that came before their turn
+        self._early_size = 0  # in bytes
         self._out: list[bytes] = []
         self._waiting: list[Frame] = []  # frames behind the in-flight limit, while saturated
         self.saturated = False
@@ -64,6 +69,12 @@ class ServerConnection:
     def received_count(self) -> int:
         """How many whole frames were taken so far."""
         return self._next
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `resume` will take requests up again: half of those in flight are answered by now."""
+        half_count = self._in_flight_count_max // 2
+        return self.saturated and self.unanswered_count <= half_count and self._early_size < EARLY_SIZE_MAX
 
     @property
     def incomplete(self) -> bool:
@@ -93,7 +104,7 @@ class ServerConnection:
     def _take(self, frames: list[Frame]) -> list[tuple[int, Request]]:
         requests: list[tuple[int, Request]] = []
         for position, frame in enumerate(frames):
-            if self._next - self._head >= self._in_flight_count_max:
+            if self._next - self._head >= self._in_flight_count_max or self._early_size >= EARLY_SIZE_MAX:
                 self._waiting, self.saturated = frames[position:], True
                 return requests
             message_type = frame[0]
@@ -127,12 +138,14 @@ class ServerConnection:
             if self._early is None:
                 self._early = {}
             self._early[index] = frame
+            self._early_size += len(frame)
             return
         self._out.append(frame)
         self._head = index + 1
         if self._early is not None:
             while (following := self._early.pop(self._head, None)) is not None:
                 self._out.append(following)
+                self._early_size -= len(following)
                 self._head += 1
             if not self._early:
                 self._early = None

@@ -1,16 +1,33 @@
 """Starts a real server in a process of its own, for the demo, the benchmark and the tests."""
 
+import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from flashsale.errors import FlashsaleError
 
 _LINE = re.compile(r"Server initialized - Listening on (.*):(\d+), Redis: (.*)")
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process, and those that it starts, have as many open connections as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):  # macOS says "unlimited" and then refuses it
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without what would configure a server."""
+    hidden = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR")
+    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
 
 
 class ServerProcess:

@@ -123,7 +123,7 @@ class Session(asyncio.Protocol):
         transport, connection = self._transport, self._connection
         if self._ended or transport is None or transport.is_closing():
             return
-        while connection.saturated and connection.unanswered_count <= self._server.limits.in_flight_count_max // 2:
+        while connection.saturated and connection.resumable:
             self._submit(connection.resume())
         data = connection.data_to_send()
         if data:
@@ -150,7 +150,8 @@ class Session(asyncio.Protocol):
         if self._blocked_sweeps >= 0:
             self._blocked_sweeps += 1
         if self._ended:
-            still_max_s = limits.linger_timeout_s
+            writing = self._transport is not None and self._transport.get_write_buffer_size() > 0
+            still_max_s = limits.write_timeout_s if writing else limits.linger_timeout_s
         elif connection.unanswered_count:
             self._still_sweeps = 0
             still_max_s = limits.idle_timeout_s

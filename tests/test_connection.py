@@ -247,3 +247,20 @@ def test_whatever_the_pace_no_answer_is_lost_doubled_or_out_of_turn(
     assert it.unanswered_count == 0
     assert it.received_count == len(expected)
     assert it.closing == oversized
+
+
+def test_large_pings_behind_a_purchase_are_bounded_by_size() -> None:
+    it = ServerConnection(payload_size_max=65_536, in_flight_count_max=1024)
+    [(ticket, _)] = it.receive(encode_request(Purchase("p", "u")))
+    ping = encode_frame(0x06, b"x" * 65_536)
+    assert it.receive(ping * 20) == []
+    assert it.saturated
+    assert not it.resumable
+    assert it.unanswered_count < 10
+    it.answer(ticket, SOLD_OUT)
+    answers = it.data_to_send()
+    while it.resumable:
+        assert it.resume() == []
+        answers += it.data_to_send()
+    assert answers.count(ping) == 20
+    assert it.unanswered_count == 0

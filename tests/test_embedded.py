@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -77,13 +76,9 @@ def store_pid(home: Path) -> int | None:
 
 
 @pytest.fixture
-def home() -> Iterator[Path]:
-    parent = Path(tempfile.mkdtemp(dir="/tmp", prefix="fs-"))  # short: a unix socket's name is limited
-    yield parent / "home"
-    for socket in parent.rglob("valkey.sock"):
-        with suppress(RedisError), store_of(socket.parent) as store:
-            store.shutdown(nosave=True)
-    shutil.rmtree(parent, ignore_errors=True)
+def home(home: Path) -> Path:
+    """A directory that is not there yet."""
+    return home / "home"
 
 
 @pytest.fixture

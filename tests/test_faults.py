@@ -1,4 +1,4 @@
-"""What each error of a store says: not executed, or a defect."""
+"""What each error of a store says: not executed, perhaps executed, or a defect."""
 
 import pytest
 from redis.exceptions import (
@@ -14,7 +14,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from flashsale.domain import Defective, NotExecuted
+from flashsale.domain import Ambiguous, Defective, NotExecuted
 from flashsale.store.faults import NOT_EXECUTED_CODES, RECONNECT_CODES, classify, error_code
 
 IN_SCRIPT = " script: 5a2c1a64, on @user_script:83."
@@ -51,8 +51,14 @@ def test_refusal_is_not_executed(error: RedisError, code: str) -> None:
     assert isinstance(classify(error), NotExecuted)
 
 
-DEFECTS = [
-    ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value" + IN_SCRIPT),
+def test_wrong_type_is_a_defect_of_the_keys() -> None:
+    error = ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value" + IN_SCRIPT)
+    outcome = classify(error)
+    assert isinstance(outcome, Defective)
+    assert outcome.reason == str(error)
+
+
+UNKNOWN = [
     ResponseError("value is not an integer or out of range" + IN_SCRIPT),
     ResponseError("ERR user_script:38: attempt to compare number with nil" + IN_SCRIPT),
     ResponseError("unknown command 'EVALSHA'"),
@@ -60,11 +66,11 @@ DEFECTS = [
 ]
 
 
-@pytest.mark.parametrize("error", DEFECTS, ids=[str(error)[:40] for error in DEFECTS])
-def test_anything_else_from_a_script_is_a_defect(error: RedisError) -> None:
+@pytest.mark.parametrize("error", UNKNOWN, ids=[str(error)[:40] for error in UNKNOWN])
+def test_anything_else_may_have_come_after_a_write(error: RedisError) -> None:
     assert error_code(error) == "ERR"
     outcome = classify(error)
-    assert isinstance(outcome, Defective)
+    assert isinstance(outcome, Ambiguous)
     assert outcome.reason == str(error)
 
 

@@ -3,11 +3,13 @@
 import asyncio
 import re
 import shlex
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
-import click
 import msgspec
-import pytest
 
 from flashsale import cli
 from flashsale.config import ENVIRONMENT, Config
@@ -65,12 +67,52 @@ def test_the_reading_order_points_down():
             assert name.replace(".", "/") in modules[:position], f"{module} imports {name}, which comes later"
 
 
-@pytest.mark.parametrize("line", re.findall(r"^flashsale [^\n#]*", section("Run a sale"), re.MULTILINE))
-def test_each_command_exists(line):
-    words = shlex.split(line.strip().rstrip("&"))
-    command = cli.cli.commands[words[1]]
-    with click.Context(command) as context:
-        command.parse_args(context, words[2:])
+def masked(line: str) -> str:
+    """Return a line without what differs from run to run: numbers, paths and addresses."""
+    return re.sub(r"\d+", "0", re.sub(r"\S+[:/]\S+", "ADDRESS", line))
+
+
+def test_the_set_up_commands():
+    set_up = ("-e .", "flashsale demo"), ("-e '.[test]'", "pytest")
+    assert re.findall(r"^python3 .*", README, re.MULTILINE) == [
+        f"python3 -m venv .venv && .venv/bin/pip install -q {what} && .venv/bin/{command}" for what, command in set_up
+    ]
+
+
+def test_the_demo_prints_what_is_shown(home, environment):
+    shown = re.search(r"^That starts a real server.*?^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
+    command = [sys.executable, "-m", "flashsale", "demo"]
+    printed = subprocess.run(command, env=environment | {"HOME": str(home)}, capture_output=True, check=True).stdout
+    assert [masked(line) for line in printed.decode().splitlines()] == [masked(line) for line in shown.splitlines()]
+
+
+def test_a_sale_is_run_as_shown(home, environment):
+    environment = environment | {"HOME": str(home), "LISTEN_ADDR": "127.0.0.1:0"}
+    commands = re.findall(r"^flashsale ([^#\n]+)(?:# (.*))?", section("Run a sale"), re.MULTILINE)
+    assert {words.split()[0] for words, _ in commands} == set(cli.cli.commands) - {"demo", "completion"}
+    with ExitStack() as stack:
+        for words, comment in commands:
+            arguments = shlex.split(words.rstrip(" &"))
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", "flashsale", *arguments],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE if arguments[0] == "watch" else subprocess.DEVNULL,
+                    encoding="utf-8",
+                )
+            )
+            stack.callback(process.terminate)
+            if arguments[0] == "watch":
+                assert process.stderr.readline() == "watching…\n"
+                process.send_signal(signal.SIGINT)
+            printed = process.stdout.readline()
+            if comment.startswith(("✓", "Server initialized")):
+                assert masked(printed).startswith(masked(comment.removesuffix("…")).rstrip())
+            if arguments[0] != "serve":
+                process.communicate(timeout=30)
+                assert process.returncode == 0
 
 
 def test_every_command_is_shown():

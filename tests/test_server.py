@@ -21,6 +21,7 @@ class Transport(asyncio.Transport):
         self.written = b""
         self.dropped = False
         self.ended = False
+        self.unsent_size = 0
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         self.written += data
@@ -33,6 +34,9 @@ class Transport(asyncio.Transport):
 
     def abort(self) -> None:
         self.dropped = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_size
 
     def pause_reading(self) -> None: ...
 
@@ -118,4 +122,12 @@ async def test_after_the_end_the_client_has_a_moment_to_close(client: Client) ->
     client.session.finish()
     assert client.transport.ended
     assert client.survives(2)
+    assert not client.survives(2)
+
+
+async def test_a_client_that_still_takes_its_last_answers_has_longer(client: Client) -> None:
+    client.session.data_received(PING)
+    client.transport.unsent_size = 1
+    client.session.finish()
+    assert client.survives(10)
     assert not client.survives(2)

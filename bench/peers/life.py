@@ -1,6 +1,7 @@
 """The life of a peer: listen, print the line that launch.ServerProcess waits for, serve until SIGTERM."""
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ async def live(start: Start, *, store: str) -> None:
     listening = bind("127.0.0.1", 0)
     port = listening.getsockname()[1]
     await start(listening)
+    gc.freeze()  # as the server does
     sys.stdout.write(f"Server initialized - Listening on 127.0.0.1:{port}, Redis: {store}\n")
     sys.stdout.flush()
     await stopping.wait()

@@ -112,6 +112,8 @@ class Admin:
         Yields None whenever the subscription starts: at first, and after each broken link, in which events may have
         been missed (pub/sub forgets; the keys are the truth).
         """
+        async with self._errors():  # later troubles are waited out
+            await self._redis.ping()
         while True:
             pubsub = self._redis.pubsub(ignore_subscribe_messages=False)
             try:

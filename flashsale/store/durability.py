@@ -18,7 +18,12 @@ class Durability(StrEnum):
     """Whatever the store happens to be set to: a crash of the store may lose confirmed sales."""
 
 
-REQUIRED = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+REQUIRED = {
+    "appendonly": "yes",
+    "appendfsync": "always",
+    "no-appendfsync-on-rewrite": "no",
+    "maxmemory-policy": "noeviction",
+}
 """The settings of the store that `local` stands on."""
 
 

@@ -27,7 +27,9 @@ from flashsale.store.durability import REQUIRED
 
 START_TIMEOUT_S = 60.0
 """Long enough to load an append-only file of some millions of sales."""
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+GATE_TIMEOUT_S = 10.0
+"""Others hold the gate for a second or two at the most."""
 _SOCKET_PATH_SIZE_MAX = 100  # sun_path takes 108 bytes
 _POLL_S = 0.02
 _ANSWER_TIMEOUT_S = 1.0
@@ -70,7 +72,7 @@ class EmbeddedStore:
             self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._gate():
                 if self._users is None:
-                    self._users = (self.home / "users.lock").open("wb")
+                    self._users = self._lock_file("users.lock")
                     fcntl.flock(self._users, fcntl.LOCK_SH)
                     self._given_up.clear()
             self._start()
@@ -96,9 +98,21 @@ class EmbeddedStore:
 
     @contextmanager
     def _gate(self) -> Iterator[None]:
-        with (self.home / "gate.lock").open("wb") as gate:
-            fcntl.flock(gate, fcntl.LOCK_EX)
+        deadline = time.monotonic() + GATE_TIMEOUT_S
+        with self._lock_file("gate.lock") as gate:
+            while True:
+                try:
+                    fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise StoreUnavailableError(f"somebody holds {self.home / 'gate.lock'}") from None
+                    time.sleep(_POLL_S)
             yield
+
+    def _lock_file(self, name: str) -> IO[bytes]:
+        """Open a file to lock, which nobody else can open."""
+        return os.fdopen(os.open(self.home / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb")
 
     def _start(self) -> None:
         """Start the server unless it runs, and wait until it answers."""
@@ -129,7 +143,7 @@ class EmbeddedStore:
         The server inherits the descriptor, so that the file stays locked until its process is gone. As long as it
         lives, also stopped or hung, no second server touches its data.
         """
-        with (self.home / "server.lock").open("wb") as lock:
+        with self._lock_file("server.lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -100,53 +100,56 @@ class RedisEngine:
 
     async def commit(self, batches: Sequence[Batch], *, timeout_s: float) -> list[Outcome]:
         """Decide each batch in one round trip; see Engine."""
-        replies: list[_Reply] = []
-        sent = False
+        replies: list[_Reply] = [None] * len(batches)
+        sent: list[int] = []  # the batches, by position, whose replies are due, in order
         try:
             async with asyncio.timeout(timeout_s):
                 connection = self._connection or await self._connect()
-                sent = True
-                await self._call(connection, batches, "EVALSHA", scripts.PURCHASE.sha, replies)
-                missing = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-                if missing:  # the store restarted or its scripts were flushed; the source loads it again
-                    again: list[_Reply] = []
-                    for i in missing:
-                        replies[i] = _NO_REPLY
-                    await self._call(connection, [batches[i] for i in missing], "EVAL", scripts.PURCHASE.source, again)
-                    for i, reply in zip(missing, again, strict=True):
-                        replies[i] = reply
+                sent = list(range(len(batches)))
+                await self._call(connection, batches, sent, replies, "EVALSHA", scripts.PURCHASE.sha)
+                sent = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+                if sent:  # the scripts were flushed; the source loads it again
+                    await self._call(connection, batches, sent, replies, "EVAL", scripts.PURCHASE.source)
         except (RedisError, OSError, FlashsaleError) as error:  # a TimeoutError is an OSError
-            await self._lost(error, reachable=sent)
-            refused = not sent or (isinstance(error, RedisError) and error_code(error) in NOT_EXECUTED_CODES)
-            failure = NotExecuted(_reason(error)) if refused else Ambiguous(_reason(error))
-            replies += [_NO_REPLY] * (len(batches) - len(replies))
+            await self._lost(error, reachable=bool(sent))
+            # LOADING and the like end the link, as redis-py sees it; they tell of the first missing reply alone
+            refused = isinstance(error, RedisError) and error_code(error) in NOT_EXECUTED_CODES
+            missing = [i for i in sent if replies[i] is None]
+            failed: dict[int, Outcome] = {i: Ambiguous(_reason(error)) for i in missing}
+            if refused and missing:
+                failed[missing[0]] = NotExecuted(_reason(error))
+            not_sent = NotExecuted(_reason(error))
             return [
-                failure if reply is _NO_REPLY else _outcome(b, reply) for b, reply in zip(batches, replies, strict=True)
+                failed.get(i, not_sent) if reply is None else _outcome(batch, reply)
+                for i, (batch, reply) in enumerate(zip(batches, replies, strict=True))
             ]
         except asyncio.CancelledError:
             await self._drop()
             raise
-        outcomes = [_outcome(batch, reply) for batch, reply in zip(batches, replies, strict=True)]
         for reply in replies:
             if isinstance(reply, ResponseError) and error_code(reply) in RECONNECT_CODES:
                 await self._lost(reply, reachable=True)
-                return outcomes
-        if self._trouble is not None:
-            _log.warning("the store is back")
-            self._trouble = None
-        return outcomes
+                break
+        else:
+            if self._trouble is not None:
+                _log.warning("the store is back")
+                self._trouble = None
+        return [_outcome(batch, reply) for batch, reply in zip(batches, replies, strict=True)]
 
     async def _call(
         self,
         connection: AbstractConnection,
         batches: Sequence[Batch],
+        positions: Sequence[int],
+        replies: list["_Reply"],
         command: str,
         script: bytes | str,
-        replies: list["_Reply"],
     ) -> None:
-        """Send one call for each batch and append each reply as it comes, so that a break keeps those before it."""
+        """Call the script for the batches at these positions; put each reply in its place as it comes."""
         commands = []
-        for batch in batches:
+        for i in positions:
+            replies[i] = None
+            batch = batches[i]
             users = [request.user_id for request in batch.requests if isinstance(request, Purchase)]
             commands.append(
                 (
@@ -165,11 +168,11 @@ class RedisEngine:
                 )
             )
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        for _ in batches:
+        for i in positions:
             try:
-                replies.append(await connection.read_response(disable_decoding=True))
+                replies[i] = await connection.read_response(disable_decoding=True)
             except ResponseError as error:
-                replies.append(error)
+                replies[i] = error
 
     async def _connect(self) -> AbstractConnection:
         """Connect, and look before selling: is it a primary, and does it keep what was promised?"""
@@ -184,6 +187,7 @@ class RedisEngine:
                     settings = None
                 role = await _ask(connection, "ROLE")
                 check_durability(self._durability, settings, role[0])
+                await _ask(connection, "SCRIPT", "LOAD", scripts.PURCHASE.source)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -215,7 +219,6 @@ class RedisEngine:
 
 
 _Reply: TypeAlias = list[int] | ResponseError | None
-_NO_REPLY: _Reply = None
 
 
 def _outcome(batch: Batch, reply: _Reply) -> Outcome:
@@ -256,10 +259,10 @@ def _answers(requests: Sequence[Request], stock: int, granted: int, sold: int) -
     return answers
 
 
-async def _ask(connection: AbstractConnection, *command: str) -> Any:
+async def _ask(connection: AbstractConnection, *command: str | bytes) -> Any:
     await connection.send_command(*command, check_health=False)
     reply = await connection.read_response()
-    return [item.decode() if isinstance(item, bytes) else item for item in reply]
+    return [item.decode() if isinstance(item, bytes) else item for item in reply] if isinstance(reply, list) else reply
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What an error from Redis says about the batch that met it: not executed, or a defect of the keys.
+"""What an error from Redis says about the batch that met it: not executed, perhaps executed, or a defect of the keys.
 
 A broken link is not decided here: whether anything was sent is known to the engine alone.
 """
@@ -7,7 +7,7 @@ import re
 
 from redis.exceptions import RedisError, ResponseError
 
-from flashsale.domain import Defective, NotExecuted
+from flashsale.domain import Ambiguous, Defective, NotExecuted
 
 # Redis refuses these before the script's first write: nothing happened, and repeating is safe.
 NOT_EXECUTED_CODES = frozenset(
@@ -17,7 +17,8 @@ NOT_EXECUTED_CODES = frozenset(
     }
 )  # fmt: skip
 # After these the link itself is of no use: another server is the primary now, or this one will not let us in.
-RECONNECT_CODES = frozenset({"READONLY", "MASTERDOWN", "NOAUTH", "WRONGPASS", "MOVED"})
+RECONNECT_CODES = frozenset({"READONLY", "MASTERDOWN", "MOVED"})
+_DEFECT_CODE = "WRONGTYPE"  # found by the script's reads, before its first write
 
 _CODE = re.compile(r"\b([A-Z]{2,})\b")
 
@@ -31,11 +32,12 @@ def error_code(error: RedisError) -> str:
     codes = [str(getattr(error, "status_code", None))]
     if isinstance(error, ResponseError):
         codes += _CODE.findall(str(error))
-    return next((code for code in codes if code in NOT_EXECUTED_CODES), "ERR")
+    return next((code for code in codes if code in NOT_EXECUTED_CODES or code == _DEFECT_CODE), "ERR")
 
 
-def classify(error: RedisError) -> NotExecuted | Defective:
-    """Return what the error says about the batch."""
-    if error_code(error) in NOT_EXECUTED_CODES:
+def classify(error: RedisError) -> NotExecuted | Ambiguous | Defective:
+    """Return what the error says about the batch; one that is not known here may have come after a write."""
+    code = error_code(error)
+    if code in NOT_EXECUTED_CODES:
         return NotExecuted(str(error))
-    return Defective(str(error))
+    return Defective(str(error)) if code == _DEFECT_CODE else Ambiguous(str(error))

@@ -28,9 +28,6 @@ def sale(**changes) -> Sale:
          "sold_out_count": 0},
         # one buyer never learnt that he had bought
         {"success_count": 99, "sold_out_count": 300, "error_count": 1, "uncertain_count": 1},
-        # one buyer was refused, and nobody else wanted the last unit
-        {"stock_after": 1, "sold_count": 99, "distinct_buyer_count": 99, "request_count": 100, "success_count": 99,
-         "sold_out_count": 0, "error_count": 1},
     ],
 )  # fmt: skip
 def test_an_honest_sale_has_no_faults(changes):
@@ -48,13 +45,23 @@ def test_an_honest_sale_has_no_faults(changes):
             {"stock_after": 60, "sold_count": 40, "distinct_buyer_count": 40, "success_count": 40, "sold_out_count": 0},
             "UNDERSOLD",
         ),
+        (
+            {"stock_after": 1, "sold_count": 99, "distinct_buyer_count": 99, "request_count": 100, "success_count": 99,
+             "sold_out_count": 0, "error_count": 1},
+            "UNDERSOLD: 1 units left though 1 requests failed",
+        ),
+        (
+            {"stock_after": 100, "sold_count": 0, "distinct_buyer_count": 0, "request_count": 1_000, "success_count": 0,
+             "sold_out_count": 0, "error_count": 1_000},
+            "UNDERSOLD: 100 units left though 1000 requests failed",
+        ),
         ({"stock_after": 1}, "the list of buyers grew by 100"),
         ({"distinct_buyer_count": 99}, "only 99 distinct"),
         ({"success_count": 99}, "99 buyers were told SUCCESS, but the store sold 100"),
         ({"success_count": 97, "error_count": 3, "uncertain_count": 2}, "and 2 do not know"),
         ({"stock_after": 1, "sold_count": 99, "distinct_buyer_count": 99}, "100 buyers were told SUCCESS"),
     ],
-)
+)  # fmt: skip
 def test_a_dishonest_sale_is_told_in_a_sentence(changes, words):
     assert any(words in fault for fault in sale(**changes).faults())
 

@@ -1,3 +1,5 @@
+import re
+
 from bench import latency, limits, sizes
 from bench.disk import percentile
 
@@ -16,6 +18,8 @@ def test_every_figure_is_measured():
     targets = limits.measure(SMALL, steps.append)
     assert len(steps) == 4
     assert len(targets) == 10
+    assert all(re.search(r"\d", target.measured) for target in targets)
+    assert [target.met for target in targets if not target.target.startswith(("<=", "p99 <=", "all"))] == [None] * 3
     crowd = next(target for target in targets if "at once" in target.name)
     assert crowd.met
     assert crowd.measured.startswith("300 answered")

@@ -6,12 +6,13 @@ Whatever MemoryEngine answers, the Redis engine answers too, for any sequence of
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Protocol
 
+import hiredis
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,8 +35,9 @@ from flashsale.domain import (
     Success,
 )
 from flashsale.engine import Engine, MemoryEngine
-from flashsale.errors import ProductNotFoundError
+from flashsale.errors import ProductNotFoundError, StoreRefusedError
 from flashsale.store.admin import Admin
+from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
 
 TIMEOUT_S = 10.0
@@ -687,3 +689,100 @@ async def test_out_of_memory_executes_nothing(engine: RedisEngine, redis_client:
     assert await redis_client.get(f"product:{product_id}:stock") == "10"
     assert not await redis_client.exists(f"product:{product_id}:buyers")
     assert await engine.commit([batch(product_id, "a")], timeout_s=TIMEOUT_S) == [[Success(9)]]
+
+
+# A user who may not do everything
+
+
+@pytest.fixture
+async def limited_user(store_url: str, redis_client: Redis) -> AsyncIterator[Callable[..., Awaitable[RedisEngine]]]:
+    """Give an engine that logs in as a user with these rules."""
+    engines: list[RedisEngine] = []
+
+    async def make(*rules: str) -> RedisEngine:
+        await redis_client.execute_command("ACL", "SETUSER", "shop", "reset", "on", ">secret", "~product:*", *rules)
+        engine = RedisEngine(store_url.replace("unix://", "unix://shop:secret@"))
+        engines.append(engine)
+        await engine.open()
+        return engine
+
+    yield make
+    for engine in engines:
+        await engine.close()
+    await redis_client.execute_command("ACL", "DELUSER", "shop")
+
+
+@pytest.mark.parametrize("sale_count", [1, 20])
+async def test_user_without_channels_sells_all_the_same(
+    limited_user: Callable[..., Awaitable[RedisEngine]], redis_client: Redis, product_id: str, sale_count: int
+) -> None:
+    engine = await limited_user("+@all")  # a new user may use no channel unless that is said
+    await redis_client.set(f"product:{product_id}:stock", sale_count)
+    users = [f"u{number}" for number in range(sale_count)]
+    sold = [Success(sale_count - 1 - number) for number in range(sale_count)]
+    assert await engine.commit([batch(product_id, *users)], timeout_s=TIMEOUT_S) == [sold]
+
+
+@pytest.mark.parametrize("command", ["decrby", "lpush", "hset"])
+async def test_user_who_may_not_write_sells_nothing(
+    limited_user: Callable[..., Awaitable[RedisEngine]], redis_client: Redis, product_id: str, command: str
+) -> None:
+    engine = await limited_user("+@all", f"-{command}")
+    await redis_client.set(f"product:{product_id}:stock", "5")
+    [outcome] = await engine.commit([batch(product_id, "a")], timeout_s=TIMEOUT_S)
+    assert isinstance(outcome, NotExecuted)
+    assert await redis_client.get(f"product:{product_id}:stock") == "5"
+    assert {key async for key in redis_client.scan_iter(match=f"*{product_id}*")} == {f"product:{product_id}:stock"}
+
+
+# A store that starts while it is asked
+
+
+async def test_refusal_of_one_batch_says_nothing_of_the_next(short_dir: Any) -> None:
+    """The end of loading may fall between two calls; redis-py gives up the link at the first LOADING."""
+    executed = 0
+    gone = asyncio.Event()
+    answers = {b"CONFIG": b"*2\r\n$1\r\nx\r\n$1\r\nx\r\n", b"ROLE": b"*1\r\n$6\r\nmaster\r\n"}
+    decided = [b"-LOADING Redis is loading the dataset in memory\r\n", b"*5\r\n:2\r\n:0\r\n:1\r\n:1\r\n:0\r\n"]
+
+    async def store(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal executed
+        commands = hiredis.Reader()
+        while data := await reader.read(65_536):
+            commands.feed(data)
+            while (command := commands.gets()) is not False:
+                if command[0] == b"EVALSHA":
+                    writer.write(decided[executed])
+                    executed += 1
+                else:
+                    writer.write(answers.get(command[0], b"+OK\r\n"))
+        writer.close()
+        await writer.wait_closed()
+        gone.set()
+
+    path = short_dir / f"stand-in-{secrets.token_hex(3)}.sock"
+    server = await asyncio.start_unix_server(store, path)
+    engine = RedisEngine(f"unix://{path}", durability=Durability.RELAXED)
+    try:
+        outcomes = await engine.commit([batch("p", "a", sequence=1), batch("q", "b", sequence=2)], timeout_s=TIMEOUT_S)
+    finally:
+        await engine.close()
+        await gone.wait()
+        server.close()
+    assert executed == 2
+    assert [type(outcome) for outcome in outcomes] == [NotExecuted, Ambiguous]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("appendfsync", "everysec"), ("no-appendfsync-on-rewrite", "yes"), ("appendonly", "no")]
+)
+async def test_store_that_keeps_too_little_is_refused_on_connecting(
+    store_url: str, redis_client: Redis, name: str, value: str
+) -> None:
+    kept = (await redis_client.config_get(name))[name]
+    await redis_client.config_set(name, value)
+    try:
+        with pytest.raises(StoreRefusedError, match=f"{name} {value}.*--durability relaxed"):
+            await RedisEngine(store_url).open()
+    finally:
+        await redis_client.config_set(name, kept)

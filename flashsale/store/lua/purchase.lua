@@ -12,8 +12,8 @@
 -- Codes: 0 decided, now or when it was sent before; 1 no such product; 2 overtaken by a later batch of its session;
 -- 3 stock is not a number this engine can count in.
 --
--- A script that fails half-way is not rolled back, so everything is read and checked before the first write, and the
--- first write is one that Redis refuses when it is out of memory or may not write.
+-- A script that fails half-way is not rolled back, so everything is read and checked before the first write: types,
+-- numbers, permissions. The first write is one that Redis refuses when it is out of memory or may not write.
 
 local DECIDED, NOT_FOUND, OVERTAKEN, DEFECTIVE = 0, 1, 2, 3
 local STOCK_MAX = 9007199254740991 -- 2^53-1: Lua numbers are doubles
@@ -54,58 +54,62 @@ end
 local function remember(now_s, stock, granted, code)
   local added = redis.call('HSET', KEYS[3], session,
     string.format('%.0f %.0f %.0f %.0f %d %s', sequence, stock, granted, sold, code, now_s))
-  if added == 1 and redis.call('HLEN', KEYS[3]) > SESSIONS_KEPT then
-    local all = redis.call('HGETALL', KEYS[3])
+  local kept = added == 1 and redis.pcall('HLEN', KEYS[3]) -- pcall here and below: housekeeping must not fail a sale
+  if type(kept) == 'number' and kept > SESSIONS_KEPT then
+    local all = redis.pcall('HGETALL', KEYS[3])
     for i = 1, #all, 2 do
-      local written_s = tonumber(string.match(all[i + 1], '(%d+)$'))
+      local written_s = tonumber(string.match(all[i + 1], '(%d+)$') or now_s)
       if tonumber(now_s) - written_s > SESSION_AGE_MAX_S then
-        redis.call('HDEL', KEYS[3], all[i])
+        redis.pcall('HDEL', KEYS[3], all[i])
       end
     end
   end
 end
 
-if not raw then
-  if fenced then
-    remember(redis.call('TIME')[1], 0, 0, NOT_FOUND)
+-- Whether this user may make the writes of a sale (Redis 7 and newer can tell).
+local function may_write()
+  local may = redis.acl_check_cmd
+  return not may
+    or (may('HSET', KEYS[3], session, '') and may('DECRBY', KEYS[1], '1') and may('LPUSH', KEYS[2], ''))
+end
+
+local stock, code, granted = 0, NOT_FOUND, 0
+if raw then
+  stock, code = tonumber(raw), DECIDED
+  if not (raw == '0' or string.match(raw, '^-?[1-9]%d*$')) or stock > STOCK_MAX then
+    return {sequence, DEFECTIVE, 0, 0, 0}
   end
-  return {sequence, NOT_FOUND, 0, 0, 0}
+  stock = math.max(stock, 0)
+  granted = math.min(stock, count)
 end
 
-local stock = tonumber(raw)
-if not string.match(raw, '^-?%d+$') or stock > STOCK_MAX then
-  return {sequence, DEFECTIVE, 0, 0, 0}
-end
-if stock < 1 then
-  stock = 0 -- also for -0
-end
-
-local granted = math.min(stock, count)
-if granted == 0 and not fenced then
-  return {sequence, DECIDED, stock, 0, sold}
-end
-
-local now_s = redis.call('TIME')[1]
-if granted > 0 then
-  local users = cmsgpack.unpack(ARGV[5])
-  redis.call('DECRBY', KEYS[1], string.format('%.0f', granted))
-  for first = 1, granted, CHUNK do
-    redis.call('LPUSH', KEYS[2], unpack(users, first, math.min(first + CHUNK - 1, granted)))
+if granted > 0 or fenced then
+  local now_s = redis.call('TIME')[1]
+  if not may_write() then
+    return redis.error_reply('NOPERM this user may not write the keys of a sale')
   end
-  remember(now_s, stock, granted, DECIDED)
-  if granted < ASK_FROM or anyone_listens() then
-    local product = cjson.encode(ARGV[6])
-    local tail = ',"timestamp":' .. now_s .. '}'
-    local sale = '{"event":"purchase","product_id":' .. string.gsub(product, '%%', '%%%%')
-      .. ',"buyer":%s,"remaining":%.0f' .. tail
-    for i = 1, granted do
-      redis.call('PUBLISH', CHANNEL, string.format(sale, cjson.encode(users[i]), stock - i))
+  remember(now_s, stock, granted, code) -- first, so that whatever fails after it is not done twice
+  if not raw then
+    redis.pcall('EXPIRE', KEYS[3], SESSION_AGE_MAX_S) -- nobody will reset a product that does not exist
+  end
+  if granted > 0 then
+    local users = cmsgpack.unpack(ARGV[5])
+    redis.call('DECRBY', KEYS[1], string.format('%.0f', granted))
+    for first = 1, granted, CHUNK do
+      redis.call('LPUSH', KEYS[2], unpack(users, first, math.min(first + CHUNK - 1, granted)))
     end
-    if granted == stock then
-      redis.call('PUBLISH', CHANNEL, '{"event":"sold_out","product_id":' .. product .. tail)
+    if granted < ASK_FROM or anyone_listens() then
+      local product = cjson.encode(ARGV[6])
+      local tail = ',"timestamp":' .. now_s .. '}'
+      local sale = '{"event":"purchase","product_id":' .. string.gsub(product, '%%', '%%%%')
+        .. ',"buyer":%s,"remaining":%.0f' .. tail
+      for i = 1, granted do -- pcall: a user who may not publish still sells
+        redis.pcall('PUBLISH', CHANNEL, string.format(sale, cjson.encode(users[i]), stock - i))
+      end
+      if granted == stock then
+        redis.pcall('PUBLISH', CHANNEL, '{"event":"sold_out","product_id":' .. product .. tail)
+      end
     end
   end
-else
-  remember(now_s, stock, 0, DECIDED)
 end
-return {sequence, DECIDED, stock, granted, sold}
+return {sequence, code, stock, granted, sold}
