@@ -1,11 +1,12 @@
 """Compares the server with its peers: in one go and in turns, so that a slow minute of the machine hits all alike.
 
-(a) this server; (b) the same server with one EVALSHA for each request; (c) an echo of the same frames, the ceiling.
-(a) and (b) have an embedded store each, with the same settings: append-only file, fsync before every answer. Ratios are
-taken within a round and the median of the rounds is reported. The client is the same for all.
+(a) this server; (b) the same server with one EVALSHA for each request, through redis-py's client; (c) an echo of the
+same frames, the ceiling; (d) like (b), but tuned by hand: on bare connections. The targets speak of (b) and (c).
+(a), (b) and (d) have an embedded store each, with the same settings: append-only file, fsync before every answer.
+Ratios are taken within a round and the median of the rounds is reported. The client is the same for all.
 
-While selling, (b) publishes an event for every sale, because the script does so for small batches; (a) at load has
-large ones, and publishes only when somebody listens. The shapes with a subscriber compare like with like.
+While selling, (b) and (d) publish an event for every sale, because the script does so for small batches; (a) at load
+has large ones, and publishes only when somebody listens. The shapes with a subscriber compare like with like.
 """
 
 import asyncio
@@ -29,12 +30,18 @@ from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin
 from flashsale.store.keys import EVENTS_CHANNEL
 
-GROUP, SINGLE, ECHO = "a", "b", "c"
-PEER_NAMES = {GROUP: "flashsale, group commit", SINGLE: "one EVALSHA per request", ECHO: "echo (the ceiling)"}
+GROUP, SINGLE, ECHO, TUNED = "a", "b", "c", "d"
+PEER_NAMES = {
+    GROUP: "flashsale, group commit",
+    SINGLE: "one EVALSHA per request",
+    ECHO: "echo (the ceiling)",
+    TUNED: "as (b), bare connections",
+}
 _COMMANDS = {
     GROUP: SERVE,
     SINGLE: (sys.executable, "-m", "bench.peers.evalsha"),
     ECHO: (sys.executable, "-m", "bench.peers.echo"),
+    TUNED: (sys.executable, "-m", "bench.peers.evalsha", "--bare"),
 }
 _PRODUCT_ID = "compared"
 _STOCK_PLENTY = 1_000_000_000
@@ -65,7 +72,7 @@ class Shape(Struct, frozen=True, kw_only=True):
     @property
     def peers(self) -> str:
         """Who has to face it."""
-        return GROUP + SINGLE if self.of_echo is None else GROUP + SINGLE + ECHO
+        return GROUP + SINGLE + (ECHO if self.of_echo is not None else "") + (TUNED if not self.listened else "")
 
 
 SHAPES = (
@@ -231,6 +238,8 @@ def targets_of(comparison: Comparison) -> list[Target]:
     targets = []
     for shape in SHAPES:
         targets.append(_throughput_target(comparison, shape, SINGLE, at_least=shape.over_single))
+        if TUNED in shape.peers:
+            targets.append(_throughput_target(comparison, shape, TUNED, at_least=None))
         if shape.of_echo is not None:
             targets.append(_throughput_target(comparison, shape, ECHO, at_least=shape.of_echo))
             ratios = comparison.ratios(shape.name, (GROUP, ECHO), server_cpu)
@@ -239,9 +248,11 @@ def targets_of(comparison: Comparison) -> list[Target]:
     return targets
 
 
-def _throughput_target(comparison: Comparison, shape: Shape, peer: str, *, at_least: float) -> Target:
+def _throughput_target(comparison: Comparison, shape: Shape, peer: str, *, at_least: float | None) -> Target:
     ratios = comparison.ratios(shape.name, (GROUP, peer), throughput)
     name = f"{shape.name}: throughput (a) / ({peer})"
+    if at_least is None:
+        return Target(name, spread(ratios), "", None)
     return Target(name, spread(ratios), f">= {at_least:g}", median(ratios) >= at_least)
 
 

@@ -15,7 +15,7 @@ from bench.load import TICK_S
 from bench.result import Result
 
 _COLOURS = {"success": "#2a9d6f", "sold out": "#3d6fb6", "other": "#c8553d"}
-_PEER_COLOURS = {"a": "#2a9d6f", "b": "#c8553d", "c": "#b8bcc4"}
+_PEER_COLOURS = {"a": "#2a9d6f", "b": "#c8553d", "c": "#b8bcc4", "d": "#e0a458"}
 _INK = "#2b2f36"
 _STYLE: Any = {
     "figure.dpi": 130,

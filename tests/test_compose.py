@@ -94,7 +94,7 @@ def test_the_file_has_what_it_must(services: dict[str, Any]) -> None:
     server = services["server"]
     assert (ROOT / server["build"]["context"] / server["build"]["dockerfile"]).resolve() == DOCKERFILE
     assert server["environment"] == {"LISTEN_ADDR": f":{PORT}", "REDIS_ADDR": "redis:6379"}
-    assert server["ports"] == [f"{PORT}:{PORT}"]
+    assert server["ports"] == [f"127.0.0.1:{PORT}:{PORT}"]
     assert server["depends_on"] == {"redis": {"condition": "service_healthy"}}
     assert int(server["stop_grace_period"].removesuffix("s")) > 10
     assert int(server["ulimits"]["nofile"]) == 20_000

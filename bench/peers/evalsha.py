@@ -1,20 +1,22 @@
 """The same server without group commit: one EVALSHA for each request, each on a connection of its own.
 
-    python -m bench.peers.evalsha --listen 127.0.0.1:0 --home DIRECTORY
+    python -m bench.peers.evalsha [--bare] --listen 127.0.0.1:0 --home DIRECTORY
 
-Everything else is the project's own: the TCP door, the script (with a batch of one), the embedded store. The
-connections are bare ones, used as the project's engine uses its own. A hundred engines that commit batches of one
-request would be less code, but took half as much CPU again; nor is a smaller or larger number of connections faster.
+Everything else is the project's own: the TCP door, the script (with a batch of one), the embedded store. A hundred
+calls at a time go through redis-py's client, as a service would write it; with `--bare` each has a connection of its
+own, without the client and its pool, which takes about half the CPU. A smaller or larger number is not faster.
 """
 
 import asyncio
 import sys
 from collections import deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import uvloop
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
@@ -31,20 +33,19 @@ _DECIDED, _NOT_FOUND = 0, 1
 _encode_users = msgspec.msgpack.Encoder().encode
 
 
+Call = Callable[..., Awaitable[list[int]]]
+"""Calls the script: takes what comes behind EVALSHA, returns its five numbers."""
+
+
 class _Slot:
-    """A connection and its session of the script: within a session sequences must not overtake."""
+    """A session of the script, with a way to call it: within a session sequences must not overtake."""
 
-    __slots__ = ("_connection", "_name", "_sequence")
+    __slots__ = ("_call", "_name", "_sequence")
 
-    def __init__(self, name: str, connection: AbstractConnection) -> None:
+    def __init__(self, name: str, call: Call) -> None:
         self._name = name
-        self._connection = connection
+        self._call = call
         self._sequence = 0
-
-    async def open(self) -> None:
-        """Connect and load the script."""
-        await self._connection.send_command("SCRIPT", "LOAD", scripts.PURCHASE.source)
-        await self._connection.read_response()
 
     async def ask(self, request: Request) -> Answer:
         """Return the store's answer."""
@@ -52,23 +53,20 @@ class _Slot:
             return Failed("this peer only sells")
         product_id = request.product_id
         self._sequence += 1
-        command = self._connection.pack_command(
-            "EVALSHA",
-            scripts.PURCHASE.sha,
-            3,
-            keys.stock_key(product_id),
-            keys.buyers_key(product_id),
-            keys.sessions_key(product_id),
-            self._name,
-            self._sequence,
-            0,
-            1,
-            _encode_users([request.user_id]),
-            product_id,
-        )
         try:
-            await self._connection.send_packed_command(command, check_health=False)
-            _, code, stock, granted, _ = await self._connection.read_response(disable_decoding=True)
+            _, code, stock, granted, _ = await self._call(
+                scripts.PURCHASE.sha,
+                3,
+                keys.stock_key(product_id),
+                keys.buyers_key(product_id),
+                keys.sessions_key(product_id),
+                self._name,
+                self._sequence,
+                0,
+                1,
+                _encode_users([request.user_id]),
+                product_id,
+            )
         except (RedisError, OSError):
             return UNKNOWN
         if code == _DECIDED:
@@ -76,24 +74,33 @@ class _Slot:
         return NOT_FOUND if code == _NOT_FOUND else UNKNOWN
 
 
+def _connection(redis: Redis) -> AbstractConnection:
+    connection: AbstractConnection = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    return connection
+
+
+def _bare(connection: AbstractConnection) -> Call:
+    """Return a call over a connection of its own, without the client and its pool."""
+
+    async def call(*arguments: str | int | bytes) -> list[int]:
+        await connection.send_packed_command(connection.pack_command("EVALSHA", *arguments), check_health=False)
+        reply: list[int] = await connection.read_response(disable_decoding=True)
+        return reply
+
+    return call
+
+
 class SingleCommitter:
     """Gives each request a round trip of its own, at most as many at once as there are connections."""
 
-    def __init__(self, url: str) -> None:
-        pool = ConnectionPool.from_url(
-            url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=None, health_check_interval=0
-        )
+    def __init__(self, redis: Redis, *, bare: bool) -> None:
+        self._redis = redis
         self._free = [
-            _Slot(f"peer-{number}", pool.make_connection())  # type: ignore[no-untyped-call]
+            _Slot(f"peer-{number}", _bare(_connection(redis)) if bare else redis.evalsha)
             for number in range(_CONNECTION_COUNT)
         ]
         self._waiting: deque[tuple[Request, Session, int]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-
-    async def open(self) -> None:
-        """Connect."""
-        for slot in self._free:
-            await slot.open()
 
     def submit(self, request: Request, session: Session, ticket: int) -> None:
         """Decide a request; its answer goes to the session with the ticket."""
@@ -115,10 +122,10 @@ class SingleCommitter:
         self._free.append(slot)
 
 
-async def _serve(store: Store) -> None:
-    committer = SingleCommitter(store.url)
-    await committer.open()
-    server = TcpServer(committer.submit)
+async def _serve(store: Store, *, bare: bool) -> None:
+    redis = Redis.from_url(store.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=None)
+    await redis.script_load(scripts.PURCHASE.source)
+    server = TcpServer(SingleCommitter(redis, bare=bare).submit)
     await live(server.start, store=str(store))
 
 
@@ -126,7 +133,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     home = Path(sys.argv[sys.argv.index("--home") + 1])
     with open_store(home_config(home)) as store:
-        uvloop.run(_serve(store))
+        uvloop.run(_serve(store, bare="--bare" in sys.argv))
 
 
 if __name__ == "__main__":
