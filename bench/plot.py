@@ -35,7 +35,7 @@ _STYLE: Any = {
     "ytick.color": _INK,
     "legend.frameon": False,
 }
-_BAR_WIDTH = 0.27
+_BAR_WIDTH = 0.21
 _MARKED = (50.0, 90.0, 99.0, 99.9, 99.99)
 
 

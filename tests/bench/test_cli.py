@@ -147,15 +147,15 @@ def test_compare_runs_all_peers(tmp_path):
     assert "(b) one EVALSHA per request" in out
     told = json.loads((tmp_path / "c.json").read_text())
     assert [sorted(peers) for peers in told["cells"].values()] == [
+        ["a", "b", "c", "d"],
+        ["a", "b", "c", "d"],
         ["a", "b", "c"],
-        ["a", "b", "c"],
-        ["a", "b", "c"],
-        ["a", "b"],
-        ["a", "b"],
+        ["a", "b", "d"],
+        ["a", "b", "d"],
         ["a", "b"],
     ]
     assert all(
         cell["throughput_per_s"] > 0 for peers in told["cells"].values() for cells in peers.values() for cell in cells
     )
-    assert len(told["targets"]) == 12
+    assert len(told["targets"]) == 16
     assert_png(tmp_path / "c.png")
