@@ -812,3 +812,28 @@ async def test_product_whose_batch_is_stuck_waits_for_it_and_the_others_do_not()
     sale.engine.always = None
     answers = await sale.end()
     assert (answers[0], answers[2]) == (Success(99), Success(98))
+
+
+@pytest.mark.parametrize("count", [1, 20])  # of twenty answers the next round is on its way already
+def test_bug_in_group_commit_is_answered_unknown_and_service_goes_on(count: int) -> None:
+    @simulated
+    async def run() -> None:
+        sale = Sale()
+        take_outcomes = sale.batcher._take_outcomes
+
+        def fail_once(pending: list[Any], outcomes: list[Outcome]) -> None:
+            sale.batcher._take_outcomes = take_outcomes  # type: ignore[method-assign]
+            sale.buy(100)
+            raise ZeroDivisionError
+
+        sale.batcher._take_outcomes = fail_once  # type: ignore[method-assign]
+        sale.buy(*range(count))
+        await asyncio.sleep(0)
+        sale.buy(50)
+        answers = await sale.end()
+        assert [answers[ticket] for ticket in range(count)] == [UNKNOWN] * count
+        assert answers[50] == (UNKNOWN if count == 20 else Success(98))
+        assert isinstance(answers[100], Success)
+        assert sale.engine.running_count == 0
+
+    run()
