@@ -168,6 +168,7 @@ class Batcher:
                 commit.cancel()  # an engine decides one round at a time
                 await asyncio.wait({commit})
             for item in self._in_flight:
+                self._unsettled.add(item.product_id)
                 self._answer_all(item, [UNKNOWN] * len(item.waiting))
         finally:
             self._task = None

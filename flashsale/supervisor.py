@@ -65,7 +65,7 @@ def supervise(
                 _log.error("worker %d ended with exit code %d; starting another", pid, code)
             youngest_at = max((workers.pop(pid) for pid, _ in dead), default=0.0)
             pause_s = RESTART_PAUSE_S - (time.monotonic() - youngest_at)
-            if pause_s > 0 and signal.sigtimedwait(_ENDING, pause_s):
+            if _told_to_end(pause_s):
                 return 0
             for _ in dead:
                 pid, told = _start(work, lifeline, held)
@@ -75,6 +75,16 @@ def supervise(
         _stop(workers, stop_timeout_s)
         os.close(held)
         os.close(lifeline)
+
+
+def _told_to_end(within_s: float) -> bool:
+    """Wait for so long, and say whether a signal to end came; it stays pending."""
+    deadline = time.monotonic() + within_s
+    while not signal.sigpending() & _ENDING:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def _start(work: Callable[[Callable[[], None]], None], lifeline: int, held: int) -> tuple[int, int]:

@@ -79,6 +79,7 @@ class RedisEngine:
         )
         self._connection: AbstractConnection | None = None
         self._trouble: str | None = None
+        self._alarmed: set[str] = set()  # products that cannot be sold, as far as the log knows
 
     async def open(self) -> None:
         """Connect now.
@@ -120,7 +121,7 @@ class RedisEngine:
                 failed[missing[0]] = NotExecuted(_reason(error))
             not_sent = NotExecuted(_reason(error))
             return [
-                failed.get(i, not_sent) if reply is None else _outcome(batch, reply)
+                failed.get(i, not_sent) if reply is None else self._judge(batch, reply)
                 for i, (batch, reply) in enumerate(zip(batches, replies, strict=True))
             ]
         except asyncio.CancelledError:
@@ -134,7 +135,17 @@ class RedisEngine:
             if self._trouble is not None:
                 _log.warning("the store is back")
                 self._trouble = None
-        return [_outcome(batch, reply) for batch, reply in zip(batches, replies, strict=True)]
+        return [self._judge(batch, reply) for batch, reply in zip(batches, replies, strict=True)]
+
+    def _judge(self, batch: Batch, reply: "_Reply") -> Outcome:
+        """Return what became of a batch; a product that cannot be sold is told to the log, once."""
+        outcome = _outcome(batch, reply)
+        if isinstance(outcome, list):
+            self._alarmed.discard(batch.product_id)
+        elif not isinstance(outcome, NotExecuted) and batch.product_id not in self._alarmed:
+            self._alarmed.add(batch.product_id)
+            _log.error("product %r cannot be sold: %s", batch.product_id, outcome.reason)
+        return outcome
 
     async def _call(
         self,
@@ -170,9 +181,13 @@ class RedisEngine:
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         for i in positions:
             try:
-                replies[i] = await connection.read_response(disable_decoding=True)
+                reply: list[int] = await connection.read_response(disable_decoding=True)
             except ResponseError as error:
                 replies[i] = error
+                continue
+            if reply[0] != batches[i].sequence:
+                raise StoreUnavailableError("it answered another batch than it was asked")
+            replies[i] = reply
 
     async def _connect(self) -> AbstractConnection:
         """Connect, and look before selling: is it a primary, and does it keep what was promised?"""
@@ -227,9 +242,7 @@ def _outcome(batch: Batch, reply: _Reply) -> Outcome:
         outcome = classify(reply)
     else:
         assert reply is not None
-        sequence, code, stock, granted, sold = reply
-        if sequence != batch.sequence:
-            return Ambiguous("the store answered another batch than it was asked")
+        _, code, stock, granted, sold = reply
         if code == _DECIDED:
             return _answers(batch.requests, stock, granted, sold)
         if code == _NOT_FOUND:
@@ -237,8 +250,6 @@ def _outcome(batch: Batch, reply: _Reply) -> Outcome:
         if code == _OVERTAKEN:
             return Ambiguous("overtaken by a later batch of its session")
         outcome = Defective("its stock is not a number of units")
-    if isinstance(outcome, Defective):
-        _log.error("product %r cannot be sold: %s", batch.product_id, outcome.reason)
     return outcome
 
 

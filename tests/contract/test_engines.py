@@ -786,3 +786,40 @@ async def test_store_that_keeps_too_little_is_refused_on_connecting(
             await RedisEngine(store_url).open()
     finally:
         await redis_client.config_set(name, kept)
+
+
+async def test_reply_to_another_batch_is_nobodys_and_ends_the_link(short_dir: Any) -> None:
+    links = 0
+    gone = asyncio.Semaphore(0)
+
+    async def store(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal links
+        links += 1
+        commands = hiredis.Reader()
+        while data := await reader.read(65_536):
+            commands.feed(data)
+            while (command := commands.gets()) is not False:
+                if command[0] == b"ROLE":
+                    writer.write(b"*1\r\n$6\r\nmaster\r\n")
+                elif command[0] == b"EVALSHA":
+                    sequence = int(command[7]) - (links == 1)  # the first link is one reply behind
+                    writer.write(f"*5\r\n:{sequence}\r\n:0\r\n:9\r\n:1\r\n:0\r\n".encode())
+                else:
+                    writer.write(b"+OK\r\n")
+        writer.close()
+        await writer.wait_closed()
+        gone.release()
+
+    path = short_dir / f"stand-in-{secrets.token_hex(3)}.sock"
+    server = await asyncio.start_unix_server(store, path)
+    engine = RedisEngine(f"unix://{path}", durability=Durability.RELAXED)
+    try:
+        [outcome] = await engine.commit([batch("p", "a", sequence=5)], timeout_s=TIMEOUT_S)
+        assert isinstance(outcome, Ambiguous)
+        assert await engine.commit([batch("p", "a", sequence=5)], timeout_s=TIMEOUT_S) == [[Success(8)]]
+        assert links == 2
+    finally:
+        await engine.close()
+        await gone.acquire()
+        await gone.acquire()
+        server.close()
