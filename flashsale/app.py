@@ -16,7 +16,7 @@ from msgspec import Struct
 from flashsale import supervisor
 from flashsale.batching import Batcher, Limits
 from flashsale.config import Config, split_address
-from flashsale.errors import ListenError
+from flashsale.errors import ListenError, StoreUnavailableError
 from flashsale.launch import raise_descriptor_limit
 from flashsale.server import ServerLimits, TcpServer, bind
 from flashsale.store.address import redis_url, shown_url
@@ -109,12 +109,23 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
     """Serve on a bound socket until SIGTERM or SIGINT, then drain."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-
     embedded = store.embedded
+
+    def stop() -> None:
+        stopping.set()
+        if embedded is not None:
+            embedded.give_up()  # nobody waits for a store any more
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
     if embedded is not None:
-        await asyncio.to_thread(embedded.acquire)  # a worker started again may find that it died meanwhile
+        try:
+            await asyncio.to_thread(embedded.acquire)  # a worker started again may find that it died meanwhile
+        except StoreUnavailableError:
+            if stopping.is_set():
+                return
+            raise
     engine = RedisEngine(
         store.url,
         durability=config.durability,
@@ -132,7 +143,5 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
     await stopping.wait()
     _log.info("draining %d connections", server.connection_count)
     await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
-    if embedded is not None:
-        embedded.give_up()
     await engine.close()
     _log.info("stopped")

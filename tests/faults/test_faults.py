@@ -138,6 +138,24 @@ async def test_a_server_told_to_end_while_its_store_is_stopped_ends_in_time(
     crowd.check(store, "unavailable", "UNKNOWN", "LOST")
 
 
+def test_a_server_whose_worker_starts_again_without_a_store_ends_in_time(
+    start_server: StartServer, store_pid: StorePid, stopped: Callable[[int], None]
+) -> None:
+    server = start_server("--workers", "2")
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    workers = children.read_text().split()
+    stopped(store_pid())
+    os.kill(int(workers[0]), signal.SIGKILL)
+    deadline = time.monotonic() + END_S
+    while workers[0] in children.read_text().split() or len(children.read_text().split()) < 2:
+        assert time.monotonic() < deadline, "the worker was not replaced"
+        time.sleep(0.05)
+    told_at = time.monotonic()
+    os.kill(server.pid, signal.SIGTERM)
+    assert server.wait(END_S) == 0, "it was still there"
+    assert time.monotonic() - told_at < END_S
+
+
 async def test_lost_scripts_are_seen_by_nobody(
     start_server: StartServer, store: "redis.Redis", gather_crowd: GatherCrowd
 ) -> None:
