@@ -70,7 +70,10 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 _Waiting: TypeAlias = tuple[Request, Sink, int, float, int]
-"""A request, whom its answer goes to, its ticket there, when it arrived on the loop's clock, the size of its ids."""
+"""A request, whom its answer goes to, its ticket there, when it arrived on the loop's clock, the size of its ids.
+
+A bare tuple, and read by index where it is read once per request: names would cost as much as the rest of the queue.
+"""
 
 
 class _Pending:
@@ -81,7 +84,7 @@ class _Pending:
     def __init__(self, product_id: str, waiting: list[_Waiting], sequence: int) -> None:
         self.product_id = product_id
         self.waiting = waiting  # without the first ones, once they are told UNKNOWN
-        self.requests = [request for request, *_ in waiting]
+        self.requests = [item[0] for item in waiting]
         self.sequence = sequence
         self.ambiguous = False  # once sent without a reply, its requests must stay what they were
 
@@ -104,6 +107,8 @@ class Batcher:
     def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
         self._engine = engine
         self._limits = limits or Limits()
+        self._queue_count_max = self._limits.queue_count_max
+        self._queue_size_max = self._limits.queue_size_max
         self._loop = asyncio.get_running_loop()
         self._queues: dict[str, list[_Waiting]] = {}  # by product, those served longest ago first
         self._waiting_count = 0
@@ -118,13 +123,14 @@ class Batcher:
 
     def submit(self, request: Request, sink: Sink, ticket: int) -> None:
         """Queue a request; its answer goes to the sink with the ticket, at once when it is BUSY."""
-        size = len(request.product_id) + len(request.user_id)
-        if self._waiting_count >= self._limits.queue_count_max or self._waiting_size >= self._limits.queue_size_max:
+        product_id = request.product_id
+        size = len(product_id) + len(request.user_id)
+        if self._waiting_count >= self._queue_count_max or self._waiting_size >= self._queue_size_max:
             sink.answer(ticket, BUSY)
             return
-        queue = self._queues.get(request.product_id)
+        queue = self._queues.get(product_id)
         if queue is None:
-            queue = self._queues[request.product_id] = []
+            queue = self._queues[product_id] = []
         queue.append((request, sink, ticket, self._loop.time(), size))
         self._waiting_count += 1
         self._waiting_size += size
@@ -203,14 +209,14 @@ class Batcher:
         count = min(len(queue), self._limits.batch_count_max)
         if self._waiting_size <= self._limits.batch_size_max:
             return count
-        sizes = accumulate(size for *_, size in queue[:count])
+        sizes = accumulate(item[4] for item in queue[:count])
         return max(1, sum(size <= self._limits.batch_size_max for size in sizes))
 
     def _take(self, queue: list[_Waiting], count: int) -> list[_Waiting]:
         """Remove and return the first requests of a queue."""
         taken = _split(queue, count)
         self._waiting_count -= len(taken)
-        self._waiting_size -= sum([size for *_, size in taken])
+        self._waiting_size -= sum([item[4] for item in taken])
         return taken
 
     def _drop(self, queue: list[_Waiting], since: float) -> None:
@@ -277,7 +283,7 @@ class Batcher:
         self._note_trouble(item)
         waiting, item.waiting = item.waiting, []
         self._waiting_count += len(waiting)
-        self._waiting_size += sum([size for *_, size in waiting])
+        self._waiting_size += sum([item[4] for item in waiting])
         self._queues[item.product_id] = waiting + self._queues.pop(item.product_id, [])
 
     @staticmethod
@@ -348,7 +354,7 @@ def _deliver(waiting: list[_Waiting], answers: list[Answer]) -> None:
             sink.answer(ticket, answer)
         except Exception:  # noqa: BLE001 - a bug in one door must not cost the others their answers
             _log.exception("a sink failed to take an answer")
-    for sink in {sink: None for _, sink, *_ in waiting}:
+    for sink in dict.fromkeys([item[1] for item in waiting]):
         try:
             sink.flush()
         except Exception:  # noqa: BLE001 - as above
