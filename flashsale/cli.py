@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -25,7 +25,6 @@ from flashsale.launch import ServerProcess, clean_environment, raise_descriptor_
 from flashsale.store.admin import Admin
 from flashsale.store.durability import Durability
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _TERMINATED = 128 + signal.SIGTERM
