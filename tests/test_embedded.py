@@ -327,3 +327,19 @@ def test_a_write_cut_short_by_a_power_cut_is_dropped_and_the_rest_is_kept(home: 
     with store_of(home) as client:
         assert client.dbsize() == 99
     store.release()
+
+
+def test_a_store_that_refuses_to_end_at_first_is_asked_again(home: Path) -> None:
+    store = EmbeddedStore(home)
+    store.acquire()
+    with redis.Redis.from_url(store.url) as client:
+        pid = client.info("server")["process_id"]
+        for number in range(200):
+            client.set(f"key-{number}", "x" * 100_000)
+        client.config_set("rdb-key-save-delay", 2_000)  # microseconds for each key: writing takes a while
+        client.config_set("appendonly", "no")
+        client.config_set("appendonly", "yes")  # it writes a first file now, and does not end meanwhile
+    store.release()
+    assert (
+        not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    )

@@ -175,16 +175,18 @@ class EmbeddedStore:
 
     def _stop(self) -> None:
         """Ask the server to end, and wait until it has."""
-        try:
-            with self._client() as client:
-                client.shutdown(nosave=True)  # the append-only file is complete after every answer
-        except RedisError:
-            return  # it does not run, or hangs: nothing that was confirmed depends on a clean end
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < deadline:
             with self._server_lock() as free:
                 if free is not None:
                     return
+            try:
+                with self._client() as client:
+                    client.shutdown(nosave=True)  # the append-only file is complete after every answer
+            except redis.exceptions.TimeoutError:
+                return  # it hangs: nothing that was confirmed depends on a clean end
+            except RedisError:
+                pass  # gone meanwhile, or it refuses while it writes its first append-only file: ask again
             time.sleep(_POLL_S)
 
     def _client(self) -> "redis.Redis":
