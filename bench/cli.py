@@ -153,7 +153,7 @@ def _attack(
     type=click.FloatRange(0.1, 600),
     default=2.0,
     show_default=True,
-    help="Seconds of each run; a round has fifteen.",
+    help="Seconds of each run; a round has one for each row of the first table.",
 )
 @json_option
 @plot_option
