@@ -28,6 +28,14 @@ class ProductExistsError(FlashsaleError):
     """The product has buyers already, and the operator did not say to overwrite them."""
 
 
+class RefusedError(FlashsaleError):
+    """The rules of a sale do not allow what the operator asked for; nothing was changed."""
+
+
+class OutcomeUnknownError(FlashsaleError):
+    """The store fell silent in the middle of an operator's command: it may have been done."""
+
+
 class StoreUnavailableError(FlashsaleError):
     """Redis cannot be reached, or answered with an error; nothing was changed."""
 

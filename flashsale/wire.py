@@ -4,13 +4,29 @@ A frame is `type (1 byte) | length (4 bytes, big-endian, of the payload) | paylo
 the bytes and however they are cut, it yields the same frames and then at most one error.
 """
 
+import re
 from enum import IntEnum
 from struct import Struct
 from typing import TypeAlias
 
 import msgspec
 
-from flashsale.domain import Answer, Event, GetStatus, Purchase, Request
+from flashsale.domain import (
+    HOLD_NOT_FOUND,
+    REQUEST_ID_SIZE_MAX,
+    TOKEN_LENGTH,
+    Answer,
+    BuyerRequest,
+    Cancel,
+    Confirm,
+    Event,
+    Extend,
+    GetStatus,
+    Purchase,
+    Reserve,
+    Subscribe,
+    token_of,
+)
 
 PAYLOAD_SIZE_DEFAULT = 64 * 1024
 PAYLOAD_SIZE_MAX = 1024 * 1024
@@ -32,11 +48,15 @@ class MessageType(IntEnum):
     CANCEL = 0x04
     STATUS = 0x05
     PING = 0x06
+    EXTEND = 0x07
+    SUBSCRIBE = 0x10
+    EVENT = 0x11
 
 
 UNKNOWN_MESSAGE_TYPE = "unknown message type"
 INVALID_JSON = "invalid json"
 MISSING_FIELD = "missing product_id or user_id"
+MISSING_CODE = "missing code"
 PAYLOAD_TOO_LARGE = "payload too large"
 
 
@@ -99,18 +119,29 @@ def encode_frame(message_type: int, payload: bytes) -> bytes:
     return _pack_header(message_type, len(payload)) + payload
 
 
+ClientRequest: TypeAlias = BuyerRequest | Subscribe
+
 # The one table of requests: what a type carries. PING carries bytes and is answered by the connection itself.
-_REQUEST_DECODERS: dict[int, msgspec.json.Decoder[Purchase] | msgspec.json.Decoder[GetStatus]] = {
-    MessageType.PURCHASE: msgspec.json.Decoder(Purchase),
-    MessageType.STATUS: msgspec.json.Decoder(GetStatus),
+_REQUESTS: dict[MessageType, type[ClientRequest]] = {
+    MessageType.PURCHASE: Purchase,
+    MessageType.RESERVE: Reserve,
+    MessageType.CONFIRM: Confirm,
+    MessageType.CANCEL: Cancel,
+    MessageType.STATUS: GetStatus,
+    MessageType.EXTEND: Extend,
+    MessageType.SUBSCRIBE: Subscribe,
 }
-_REQUEST_TYPES: dict[type, MessageType] = {Purchase: MessageType.PURCHASE, GetStatus: MessageType.STATUS}
+_REQUEST_DECODERS: dict[int, msgspec.json.Decoder[ClientRequest]] = {
+    number: msgspec.json.Decoder(kind) for number, kind in _REQUESTS.items()
+}
+_REQUEST_TYPES = {kind: number for number, kind in _REQUESTS.items()}
 _ANSWER_DECODER: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 _EVENT_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _encode_json = msgspec.json.Encoder().encode
+_BOUNDED = re.compile(r"`\$\.(quantity|request_id|item_id|hold_seconds|after_version)`$")
 
 
-def decode_request(frame: Frame) -> Request | str:
+def decode_request(frame: Frame) -> ClientRequest | str:
     """Return the request that a frame carries, or the error text that answers it."""
     message_type, payload = frame
     decoder = _REQUEST_DECODERS.get(message_type)
@@ -120,14 +151,40 @@ def decode_request(frame: Frame) -> Request | str:
         if not payload.isascii():
             payload.decode()  # msgspec skips unknown fields without looking whether they are UTF-8
         request = decoder.decode(payload)
-    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors; deep nesting is the other
-        return INVALID_JSON
-    if not request.product_id or (isinstance(request, Purchase) and not request.user_id):
-        return MISSING_FIELD
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors; deep nesting is the other
+        bounded = _BOUNDED.search(str(error))
+        return f"invalid {bounded[1]}" if bounded else INVALID_JSON
+    if type(request) is Purchase or type(request) is Reserve:
+        if not request.product_id or not request.user_id:
+            return MISSING_FIELD
+        if request.request_id is not None and not _fits(request.request_id):
+            return "invalid request_id"
+        return request
+    return _check(request)
+
+
+def _check(request: ClientRequest) -> ClientRequest | str:
+    """Return the request, or the error text that answers it: those whose rules are their own."""
+    match request:
+        case Confirm() | Cancel() | Extend():
+            if not request.code:
+                return MISSING_CODE
+            if isinstance(request, Confirm) and request.request_id is not None and not _fits(request.request_id):
+                return "invalid request_id"
+            if len(token_of(request.code)) != TOKEN_LENGTH or not request.product_id:
+                return HOLD_NOT_FOUND
+        case GetStatus() if not request.product_id:
+            return MISSING_FIELD
+        case Subscribe() if not request.product_id and request.after_version is not None:
+            return "invalid after_version"
     return request
 
 
-def encode_request(request: Request) -> bytes:
+def _fits(request_id: str) -> bool:
+    return request_id.isascii() or len(request_id.encode()) <= REQUEST_ID_SIZE_MAX
+
+
+def encode_request(request: ClientRequest) -> bytes:
     """Return the frame that asks for this."""
     return encode_frame(_REQUEST_TYPES[type(request)], _encode_json(request))
 

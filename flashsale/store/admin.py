@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import secrets
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -12,10 +13,33 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from flashsale.domain import Event, ProductStatus
-from flashsale.errors import ProductExistsError, ProductNotFoundError, StoreUnavailableError
+from flashsale.domain import (
+    NOT_FOUND,
+    PLAIN,
+    Answer,
+    Batch,
+    Changed,
+    Defective,
+    Event,
+    Failed,
+    GetStatus,
+    NotExecuted,
+    OperatorRequest,
+    ProductStatus,
+    Request,
+    Terms,
+)
+from flashsale.errors import (
+    OutcomeUnknownError,
+    ProductExistsError,
+    ProductNotFoundError,
+    RefusedError,
+    StoreUnavailableError,
+)
 from flashsale.store import keys, scripts
 from flashsale.store.address import shown_url
+from flashsale.store.durability import Durability
+from flashsale.store.engine import RedisEngine
 from flashsale.wire import decode_event
 
 ANSWER_TIMEOUT_S = 5.0
@@ -40,6 +64,8 @@ class Admin:
             socket_timeout=ANSWER_TIMEOUT_S,
             socket_connect_timeout=ANSWER_TIMEOUT_S,
         )
+        self._engine: RedisEngine | None = None  # connects with the first request that needs a decision
+        self._sequence = 0
 
     async def __aenter__(self) -> Self:
         """Return itself."""
@@ -49,18 +75,33 @@ class Admin:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the connections."""
+        if self._engine is not None:
+            await self._engine.close()
         await self._redis.aclose()
 
-    async def init(self, product_id: str, stock: int, *, force: bool = False) -> None:
+    async def init(self, product_id: str, stock: int, terms: Terms = PLAIN, *, force: bool = False) -> None:
         """Open a sale of `stock` units.
 
         Raises:
-            ProductExistsError: the product has buyers, and `force` is not given.
+            ProductExistsError: the product has buyers or holds, and `force` is not given.
         """
-        buyers = await self._script(scripts.INIT, product_id, stock, int(force))
-        if buyers:
+        buyers, holds = await self._script(
+            scripts.INIT,
+            product_id,
+            stock,
+            int(force),
+            secrets.token_hex(4),
+            terms.limit,
+            terms.opens_at,
+            terms.closes_at,
+            terms.hold_s,
+            terms.hold_total_s,
+            int(terms.numbered),
+        )
+        if buyers or holds:
             raise ProductExistsError(
-                f"Product '{product_id}' already has {buyers} buyers; --force starts it anew and forgets them"
+                f"Product '{product_id}' already has {buyers} buyers and {holds} holds; "
+                "--force starts it anew and forgets them"
             )
 
     async def reset(self, product_id: str) -> None:
@@ -68,31 +109,61 @@ class Admin:
         if not await self._script(scripts.RESET, product_id):
             raise ProductNotFoundError(product_id)
 
+    async def change(self, request: OperatorRequest) -> Changed:
+        """Have an operator's request decided; its ledger tells of it.
+
+        Raises:
+            ProductNotFoundError: there is none of that id.
+            RefusedError: the rules do not allow it; the text says why.
+        """
+        answer = await self._decide(request)
+        if isinstance(answer, Changed):
+            return answer
+        assert isinstance(answer, Failed)
+        raise RefusedError(answer.error)
+
     async def status(self, product_id: str) -> ProductStatus:
-        """Return units left and units sold at one instant; raises ProductNotFoundError."""
-        async with self._errors(), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.get(keys.stock_key(product_id))
-            pipeline.llen(keys.buyers_key(product_id))
-            stock, sold = await pipeline.execute()
-            if stock is None:
-                raise ProductNotFoundError(product_id)
-            try:
-                return ProductStatus(int(stock), sold)
-            except ValueError:
-                raise StoreUnavailableError(f"the stock of product '{product_id}' is not a number of units") from None
+        """Return units left, sold and held at one instant; raises ProductNotFoundError."""
+        answer = await self._decide(GetStatus(product_id))
+        assert isinstance(answer, ProductStatus)
+        return answer
+
+    async def _decide(self, request: Request) -> Answer:
+        """Have one request decided by the engine, as a batch of its own."""
+        if self._engine is None:
+            self._engine = RedisEngine(self._url, durability=Durability.RELAXED)  # it asks for no promise
+            await self._engine.open()
+        self._sequence += 1
+        batch = Batch(request.product_id, [request], self._sequence)
+        [outcome] = await self._engine.commit([batch], timeout_s=ANSWER_TIMEOUT_S)
+        match outcome:
+            case [answer]:
+                if answer == NOT_FOUND:
+                    raise ProductNotFoundError(request.product_id)
+                return answer
+            case NotExecuted(reason):
+                raise StoreUnavailableError(f"Redis at {shown_url(self._url)} refused: {reason}")
+            case Defective(reason):
+                raise StoreUnavailableError(f"product '{request.product_id}' cannot be sold: {reason}")
+            case _:
+                raise OutcomeUnknownError(
+                    f"Redis at {shown_url(self._url)} did not answer; it is not known whether the command was done"
+                )
 
     async def buyers(self, product_id: str) -> AsyncIterator[str]:
         """Yield the buyers in order of purchase, those up to now; raises ProductNotFoundError.
 
         Sales push to the head of the list, so positions counted from its tail stay what they are meanwhile.
         """
-        sold = (await self.status(product_id)).sold
+        await self.status(product_id)
+        async with self._errors():
+            sold = await self._redis.llen(keys.key(product_id, "buyers"))
         for start in range(0, sold, _PAGE_COUNT):
             stop = min(start + _PAGE_COUNT, sold)
             async with self._errors():
                 page = await cast(
                     "Awaitable[list[bytes]]",
-                    self._redis.lrange(keys.buyers_key(product_id), -stop, -1 - start),
+                    self._redis.lrange(keys.key(product_id, "buyers"), -stop, -1 - start),
                 )
             for buyer in reversed(page):
                 yield buyer.decode(errors="replace")
@@ -134,11 +205,11 @@ class Admin:
             finally:
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
-    async def _script(self, script: scripts.Script, product_id: str, *arguments: int) -> Any:
-        names = [keys.stock_key(product_id), keys.buyers_key(product_id), keys.sessions_key(product_id)]
+    async def _script(self, script: scripts.Script, product_id: str, *arguments: str | int) -> Any:
+        names = keys.script_keys(product_id)
         async with self._errors():
             # EVAL, not EVALSHA: these are rare, and so they work on a store that has just lost its scripts
-            return await self._redis.eval(script.source.decode(), len(names), *names, *map(str, arguments))
+            return await self._redis.eval(script.source.decode(), len(names), *names, product_id, *map(str, arguments))
 
     @asynccontextmanager
     async def _errors(self) -> AsyncIterator[None]:

@@ -10,38 +10,23 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
-import msgspec
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
-from flashsale.domain import (
-    NOT_FOUND,
-    SOLD_OUT,
-    Ambiguous,
-    Answer,
-    Batch,
-    Defective,
-    GetStatus,
-    NotExecuted,
-    Outcome,
-    ProductStatus,
-    Purchase,
-    Request,
-    Success,
-)
+from flashsale.domain import Ambiguous, Batch, NotExecuted, Outcome
 from flashsale.errors import FlashsaleError, StoreRefusedError, StoreUnavailableError
 from flashsale.store import keys, scripts
 from flashsale.store.address import shown_url
 from flashsale.store.durability import REQUIRED, Durability, check_durability
+from flashsale.store.encoding import Reply, decode_reply, encode_batch
 from flashsale.store.faults import NOT_EXECUTED_CODES, RECONNECT_CODES, classify, error_code
 
 CONNECT_TIMEOUT_S = 1.0
-_DECIDED, _NOT_FOUND, _OVERTAKEN, _DEFECTIVE = range(4)
+_TOKEN_SIZE = 16  # bytes, from `secrets`: 128 random bits, so that nobody guesses the code of a hold
 
 _log = logging.getLogger(__name__)
-_encode_users = msgspec.msgpack.Encoder().encode
 
 
 class RedisEngine:
@@ -56,6 +41,7 @@ class RedisEngine:
         *,
         durability: Durability = Durability.LOCAL,
         revive: Callable[[], Awaitable[None]] | None = None,
+        mint: Callable[[], str] = lambda: secrets.token_urlsafe(_TOKEN_SIZE),
     ) -> None:
         """Connect later, on `open` or with the first batch.
 
@@ -63,10 +49,12 @@ class RedisEngine:
             url: redis://, rediss:// or unix://.
             durability: what the store must keep; checked on every connect.
             revive: called, in the background, when the store cannot be reached: it may start it again.
+            mint: gives the secret of each hold.
         """
         self._url = url
         self._durability = durability
         self._revive = revive
+        self._mint = mint
         self._reviving: asyncio.Task[None] | None = None
         self._session = secrets.token_hex(8)
         self._pool = ConnectionPool.from_url(
@@ -107,10 +95,10 @@ class RedisEngine:
             async with asyncio.timeout(timeout_s):
                 connection = self._connection or await self._connect()
                 sent = list(range(len(batches)))
-                await self._call(connection, batches, sent, replies, "EVALSHA", scripts.PURCHASE.sha)
+                await self._call(connection, batches, sent, replies, "EVALSHA", scripts.DECIDE.sha)
                 sent = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
                 if sent:  # the scripts were flushed; the source loads it again
-                    await self._call(connection, batches, sent, replies, "EVAL", scripts.PURCHASE.source)
+                    await self._call(connection, batches, sent, replies, "EVAL", scripts.DECIDE.source)
         except (RedisError, OSError, FlashsaleError) as error:  # a TimeoutError is an OSError
             await self._lost(error, reachable=bool(sent))
             # LOADING and the like end the link, as redis-py sees it; they tell of the first missing reply alone
@@ -161,27 +149,27 @@ class RedisEngine:
         for i in positions:
             replies[i] = None
             batch = batches[i]
-            users = [request.user_id for request in batch.requests if type(request) is Purchase]
+            names = keys.script_keys(batch.product_id)
+            count, users, requests = encode_batch(batch, self._mint)
             commands.append(
                 (
                     command,
                     script,
-                    3,
-                    keys.stock_key(batch.product_id),
-                    keys.buyers_key(batch.product_id),
-                    keys.sessions_key(batch.product_id),
+                    len(names),
+                    *names,
                     self._session,
                     batch.sequence,
                     int(batch.fenced),
-                    len(users),
-                    _encode_users(users),
                     batch.product_id,
+                    count,
+                    users,
+                    requests,
                 )
             )
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         for i in positions:
             try:
-                reply: list[int] = await connection.read_response(disable_decoding=True)
+                reply: Reply = await connection.read_response(disable_decoding=True)
             except ResponseError as error:
                 replies[i] = error
                 continue
@@ -202,7 +190,7 @@ class RedisEngine:
                     settings = None
                 role = await _ask(connection, "ROLE")
                 check_durability(self._durability, settings, role[0])
-                await _ask(connection, "SCRIPT", "LOAD", scripts.PURCHASE.source)
+                await _ask(connection, "SCRIPT", "LOAD", scripts.DECIDE.source)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -233,41 +221,15 @@ class RedisEngine:
             await connection.disconnect(nowait=True)
 
 
-_Reply: TypeAlias = list[int] | ResponseError | None
+_Reply: TypeAlias = Reply | ResponseError | None
 
 
 def _outcome(batch: Batch, reply: _Reply) -> Outcome:
-    """Return what the script's reply says; see lua/purchase.lua for its five numbers."""
+    """Return what became of a batch."""
     if isinstance(reply, ResponseError):
-        outcome = classify(reply)
-    else:
-        assert reply is not None
-        _, code, stock, granted, sold = reply
-        if code == _DECIDED:
-            return _answers(batch.requests, stock, granted, sold)
-        if code == _NOT_FOUND:
-            return [NOT_FOUND] * len(batch.requests)
-        if code == _OVERTAKEN:
-            return Ambiguous("overtaken by a later batch of its session")
-        outcome = Defective("its stock is not a number of units")
-    return outcome
-
-
-def _answers(requests: Sequence[Request], stock: int, granted: int, sold: int) -> list[Answer]:
-    """Return the answers of a decided batch: the first `granted` purchases succeed, the others are sold out."""
-    if set(map(type, requests)) == {Purchase}:  # the hot path
-        successes: list[Answer] = [Success(stock - i) for i in range(1, granted + 1)]
-        return successes + [SOLD_OUT] * (len(requests) - granted)
-    answers: list[Answer] = []
-    for request in requests:
-        if isinstance(request, GetStatus):
-            answers.append(ProductStatus(stock, sold))
-        elif granted:
-            stock, granted, sold = stock - 1, granted - 1, sold + 1
-            answers.append(Success(stock))
-        else:
-            answers.append(SOLD_OUT)
-    return answers
+        return classify(reply)
+    assert reply is not None
+    return decode_reply(batch, reply)
 
 
 async def _ask(connection: AbstractConnection, *command: str | bytes) -> Any:

@@ -3,32 +3,47 @@
 | key | type | holds |
 |---|---|---|
 | product:<id>:stock | integer | units left; a key set by hand is a valid sale |
-| product:<id>:buyers | list | one user id per unit sold, the newest first |
-| product:<id>:sessions | hash | server session -> its last remembered batch (lua/purchase.lua) |
+| product:<id>:buyers | list | one user id per order that stands, the newest first |
+| product:<id>:sessions | hash | server session -> its last remembered batch and what it was told |
+| product:<id>:sale | hash | terms and counters: epoch, version, initial, restocked, sold, held, state, … |
+| product:<id>:orders | stream | the ledger: every change of the product, by version; the outbox of its orders |
+| product:<id>:users | hash | user -> units bought and held; of products with a limit |
+| product:<id>:holds | hash | token -> msgpack of user, quantity, item, request id, version, created at, expires at |
+| product:<id>:deadlines | sorted set | token -> when its hold expires, in Unix seconds |
+| product:<id>:items | string | a bit for each numbered item, set while it is sold or held |
+| product:<id>:requests | hash | request ids and ended holds -> their answers, of a day; then it becomes the next |
+| product:<id>:requests_before | hash | those of the day before |
+| product:<id>:refunds | hash | version of a refunded order -> version of its refund |
+| products | set | the ids of products that have a ledger |
+| products_due | sorted set | product -> no hold of it expires earlier, in Unix seconds |
 """
+
+from functools import lru_cache
 
 EVENTS_CHANNEL = "flashsale_events"
 
+PRODUCTS = "products"
+PRODUCTS_DUE = "products_due"
+
 _PREFIX = "product:"
-_STOCK_SUFFIX = ":stock"
-STOCK_PATTERN = f"{_PREFIX}*{_STOCK_SUFFIX}"
+_PARTS = (
+    "stock", "buyers", "sessions", "sale", "orders", "users", "holds", "deadlines", "items", "requests",
+    "requests_before", "refunds",
+)  # fmt: skip
+STOCK_PATTERN = f"{_PREFIX}*:stock"
 
 
-def stock_key(product_id: str) -> str:
-    """Return the key of the number of units left."""
-    return f"{_PREFIX}{product_id}{_STOCK_SUFFIX}"
+def key(product_id: str, part: str) -> str:
+    """Return the key of a named part of a product, such as stock."""
+    return f"{_PREFIX}{product_id}:{part}"
 
 
-def buyers_key(product_id: str) -> str:
-    """Return the key of the list of buyers."""
-    return f"{_PREFIX}{product_id}:buyers"
-
-
-def sessions_key(product_id: str) -> str:
-    """Return the key of the hash of sessions."""
-    return f"{_PREFIX}{product_id}:sessions"
+@lru_cache(maxsize=1024)
+def script_keys(product_id: str) -> tuple[str, ...]:
+    """Return the keys that every script about a product gets, in its order (lua/frame.lua)."""
+    return (*(key(product_id, part) for part in _PARTS), PRODUCTS, PRODUCTS_DUE)
 
 
 def product_id_of(stock_key: str) -> str:
     """Return the product id in a stock key."""
-    return stock_key.removeprefix(_PREFIX).removesuffix(_STOCK_SUFFIX)
+    return stock_key.removeprefix(_PREFIX).removesuffix(":stock")

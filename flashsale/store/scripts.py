@@ -13,11 +13,17 @@ class Script(Struct, frozen=True):
     sha: str
 
 
-def _load(name: str) -> Script:
-    source = (files("flashsale.store") / "lua" / f"{name}.lua").read_bytes()
+def make_script(source: bytes) -> Script:
+    """Return the script of that source."""
     return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
 
-PURCHASE = _load("purchase")
+def _load(*names: str) -> Script:
+    """Return the script of which these files are the parts."""
+    lua = files("flashsale.store") / "lua"
+    return make_script(b"\n".join((lua / f"{name}.lua").read_bytes() for name in names))
+
+
+DECIDE = _load("frame", "ledger", "plain", "rules", "apply")
 INIT = _load("init")
 RESET = _load("reset")

@@ -1,15 +1,40 @@
--- Opens a sale: sets the stock and clears the buyers that an earlier sale of the same id left. The sessions stay: a
--- batch that is still on its way from before must find them.
+-- Opens a sale: sets its stock and terms, and clears what an earlier sale of the same id left. The sessions stay: a
+-- batch that is still on its way from before must find them. The versions go on, so that no version is told twice.
 --
--- KEYS  1 stock   2 buyers   3 sessions
--- ARGV  1 stock in units   2 force: '1' also when there are buyers
--- Returns the number of buyers that stand in the way (nothing was changed), or 0 when the sale is open.
+-- KEYS  as in frame.lua
+-- ARGV  1 product id   2 stock in units   3 force: '1' also when there are buyers or holds
+--       4 epoch, 8 hex digits   5 limit   6 opens at   7 closes at   8 hold time   9 hold time with all extensions
+--       10 numbered: '1' when each unit is an item of its own
+-- Returns {buyers, holds} that stand in the way (nothing was changed), or {0, 0} when the sale is open.
 
-local buyers = redis.call('EXISTS', KEYS[2]) == 1 and redis.call('LLEN', KEYS[2]) or 0
-if buyers > 0 and ARGV[2] ~= '1' then
-  return buyers
+local function size(command, key)
+  local found = redis.pcall(command, key)
+  return type(found) == 'number' and found or 0
 end
-redis.call('SET', KEYS[1], ARGV[1])
-redis.call('DEL', KEYS[2])
-redis.pcall('PERSIST', KEYS[3]) -- see lua/purchase.lua: those of a product that did not exist were to expire
-return 0
+
+local buyers, holds = size('LLEN', KEYS[2]), size('HLEN', KEYS[7])
+if buyers + holds > 0 and ARGV[3] ~= '1' then
+  return {buyers, holds}
+end
+local version = redis.pcall('HGET', KEYS[4], 'version')
+version = string.format('%.0f', tonumber(type(version) == 'string' and version or 0) + 1)
+local time = redis.call('TIME')
+local stock = ARGV[2]
+
+redis.call('SET', KEYS[1], stock) -- first: Redis refuses it when it is out of memory
+redis.call('DEL', KEYS[2], unpack(KEYS, 4, 12))
+redis.call('HSET', KEYS[4], 'epoch', ARGV[4], 'version', version, 'initial', stock, 'restocked', '0', 'sold', '0',
+  'held', '0', 'state', 'open', 'limit', ARGV[5], 'opens_at', ARGV[6], 'closes_at', ARGV[7], 'hold_s', ARGV[8],
+  'hold_total_s', ARGV[9])
+if ARGV[10] == '1' then
+  redis.call('HSET', KEYS[4], 'items', stock, 'cursor', '1')
+end
+redis.call('XADD', KEYS[5], version .. '-0', 'at', string.format('%d%03d', time[1], math.floor(time[2] / 1000)),
+  'changes', '[["opened",' .. stock .. ',"",' .. stock .. ']]')
+redis.call('SADD', KEYS[13], ARGV[1])
+redis.call('ZREM', KEYS[14], ARGV[1])
+redis.pcall('PERSIST', KEYS[3]) -- those of a product that did not exist were to expire
+redis.pcall('PUBLISH', 'flashsale_events', '{"event":"opened","product_id":' .. cjson.encode(ARGV[1])
+  .. ',"remaining":' .. stock .. ',"timestamp":' .. time[1] .. ',"quantity":' .. stock .. ',"version":' .. version
+  .. '}')
+return {0, 0}

@@ -1,8 +1,11 @@
 -- Deletes a product, whatever its keys hold.
 --
--- KEYS  1 stock   2 buyers   3 sessions
--- Returns how many of stock and buyers there were.
+-- KEYS  as in frame.lua
+-- ARGV  1 product id
+-- Returns how many of its keys there were, but for the sessions.
 
-local found = redis.call('DEL', KEYS[1], KEYS[2])
+local found = redis.call('DEL', KEYS[1], KEYS[2], unpack(KEYS, 4, 12))
 redis.call('DEL', KEYS[3])
+redis.pcall('SREM', KEYS[13], ARGV[1])
+redis.pcall('ZREM', KEYS[14], ARGV[1])
 return found

@@ -1,0 +1,105 @@
+-- Decides one batch for one product: the group commit's one round trip. The decision script is five files, loaded as
+-- one: frame.lua reads the product, ledger.lua knows how changes are written, plain.lua is the short way for a crowd,
+-- rules.lua decides request by request, apply.lua writes what was decided.
+-- The rules themselves are in engine.py, in plain Python; what is here must do the same.
+--
+-- KEYS  of the product: 1 stock   2 buyers   3 sessions   4 sale   5 orders   6 users   7 holds   8 deadlines   9 items
+--       10 requests   11 requests_before   12 refunds; of all products: 13 products   14 products_due (store/keys.py)
+-- ARGV  1 session      who sends: one server worker, one command of an operator
+--       2 sequence     of the batch within its session; the same when it is sent again
+--       3 fenced       '1': remember the sequence even when nothing changes
+--       4 product id
+--       5 count        of requests
+--       6 users        JSON array of `count` user ids, when each request is the purchase of one unit and nothing else
+--       7 requests     msgpack array of `count` requests otherwise (store/encoding.py)
+-- Returns {sequence, code, …}; what follows depends on the code:
+--   0 decided: stock before, how many of the purchases succeed (the first; the rest are sold out), version before,
+--     time in Unix ms, epoch of the product
+--   1 no such product   2 overtaken by a later batch of its session
+--   3 defective: what is wrong with the keys, nothing was changed
+--   4 refused, all of them: open, paused, closed or not_open; when it opens
+--   5 decided: msgpack array of a row for each request, epoch of the product (store/encoding.py)
+--
+-- A script that fails half-way is not rolled back: everything is read, checked and decided before the first write, and
+-- the first write is one that Redis refuses when it is out of memory, may not write, or has a key of another type.
+
+local DECIDED, NOT_FOUND, OVERTAKEN, DEFECTIVE, REFUSED, ROWS = 0, 1, 2, 3, 4, 5
+local STOCK_MAX = 99999999999999 -- Lua writes numbers with 14 digits
+local ITEMS_MAX = 10000000
+local HOLD_S, HOLD_TOTAL_S = 900, 3600 -- of a sale whose stock was set by hand
+local REQUESTS_KEPT_S = 86400
+local SWEEP_COUNT_MAX, LAZY_COUNT_MAX = 512, 4096
+local SESSIONS_KEPT = 64
+local SESSION_AGE_MAX_S = 86400
+local CHANNEL = 'flashsale_events'
+local ASK_FROM = 8 -- changes in a batch: for fewer, publishing costs no more than asking who listens
+local CHUNK = 1000 -- unpack() puts its values on the C stack, which takes 8,000
+
+local session, sequence, fenced = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
+local product, count = ARGV[4], tonumber(ARGV[5])
+local plain = ARGV[7] == ''
+
+local function defective(reason)
+  return {sequence, DEFECTIVE, reason}
+end
+
+-- Has the batch been here before?
+
+local record = redis.call('HGET', KEYS[3], session)
+if record then
+  local last = tonumber(string.match(record, '^%d+'))
+  if sequence == last then
+    return cmsgpack.unpack(redis.call('HGET', KEYS[3], session .. ':reply'))
+  elseif sequence < last then
+    return {sequence, OVERTAKEN}
+  end
+end
+
+-- The product
+
+local raw = redis.call('GET', KEYS[1])
+local sale = redis.call('HMGET', KEYS[4], 'epoch', 'version', 'sold', 'held', 'due', 'state', 'limit', 'opens_at',
+  'closes_at', 'items')
+local epoch = sale[1]
+local stock, version, sold, held = tonumber(raw or '0'), tonumber(sale[2] or 1), tonumber(sale[3] or 0), tonumber(sale[4] or 0)
+local due, state = tonumber(sale[5] or 0), sale[6] or 'open' -- due: no hold expires earlier; 0 when there is none
+local limit, opens_at, closes_at = tonumber(sale[7] or 0), tonumber(sale[8] or 0), tonumber(sale[9] or 0)
+local items = sale[10] and tonumber(sale[10]) -- how many there are; false when they are not numbered
+local begun = epoch -- else the stock was set by hand: the ledger begins with its first change, as version 1
+
+if raw then
+  if not (raw == '0' or string.match(raw, '^-?[1-9]%d*$')) or stock > STOCK_MAX then
+    return defective('its stock is not a number of units')
+  end
+  if not begun then
+    sold = redis.call('LLEN', KEYS[2])
+    if redis.call('EXISTS', KEYS[5]) == 1 then
+      return defective('it has a ledger but no counters')
+    end
+  end
+  stock = math.max(stock, 0)
+elseif begun then
+  return defective('its stock is gone')
+end
+
+local stock_before, sold_before = stock, sold
+
+-- The time, asked for when it matters
+
+local now_s, now_ms
+local function read_clock()
+  if not now_s then
+    local time = redis.call('TIME')
+    now_s = tonumber(time[1])
+    now_ms = now_s * 1000 + math.floor(tonumber(time[2]) / 1000)
+  end
+end
+
+local function standing()
+  if state == 'closed' or (closes_at > 0 and now_s >= closes_at) then
+    return 'closed'
+  elseif state == 'paused' then
+    return 'paused'
+  end
+  return opens_at > 0 and now_s < opens_at and 'not_open' or 'open'
+end

@@ -1,0 +1,499 @@
+-- The rules, request by request: what engine.py says, on values in memory. Reads are made for the whole batch where that
+-- is possible; writes are gathered and made at the end.
+
+local PURCHASE, RESERVE, CONFIRM, CANCEL, EXTEND, STATUS, SWEEP, RESTOCK, REFUND, PAUSE, RESUME, CLOSE =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+-- What a row of the reply begins with (store/encoding.py).
+local DUPLICATE, SUCCESS, HELD, CANCELLED, EXPIRED, SOLD_OUT, LIMIT_EXCEEDED, NOT_OPEN, CLOSED, PAUSED, ITEM_TAKEN,
+  MISMATCH, OK, CHANGED, SWEPT, FAILED = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+-- What FAILED says.
+local HOLD_NOT_FOUND, ITEM_NOT_FOUND, ORDER_NOT_FOUND, ALREADY_CONFIRMED, ONE_ITEM_AT_A_TIME, SALE_IS_CLOSED,
+  STOCK_TOO_LARGE = 1, 2, 3, 4, 5, 6, 7
+
+read_clock()
+
+local requests
+if plain then
+  requests = cjson.decode(ARGV[6])
+  for i = 1, count do
+    requests[i] = {PURCHASE, requests[i], 1, '', 0}
+  end
+else
+  requests = cmsgpack.unpack(ARGV[7])
+end
+
+local terms = redis.call('HMGET', KEYS[4], 'hold_s', 'hold_total_s', 'cursor', 'restocked', 'since', 'since_before')
+local hold_s, hold_total_s = tonumber(terms[1] or HOLD_S), tonumber(terms[2] or HOLD_TOTAL_S)
+local cursor, restocked = tonumber(terms[3] or 1), tonumber(terms[4] or 0) -- cursor: no item below it is free
+local since, since_before = tonumber(terms[5] or 0), tonumber(terms[6] or 0)
+
+-- What is known of the keys: read once, changed here, written at the end.
+
+local users, users_touched = {}, {} -- user -> units bought and held
+local holds, holds_touched = {}, {} -- token -> {user, quantity, item, request id, version, created at, expires at}
+local kept, kept_values = {}, {} -- 'r' + request id or 'h' + token -> packed {row, what was asked for …}
+local taken, taken_touched = {}, {} -- item -> whether it is sold or held
+local refunds, refund_values = {}, {} -- version of an order -> that of its refund
+local buyers = {} -- user ids to push; {user} for one to take off
+local changes = {} -- of the ledger: {kind, stock, user, quantity, item, request id, ref, expires at}
+local went_out = false -- the last unit
+local switched, stock_restocked, defect = false, false, nil
+
+local function load(key, names, into, convert)
+  local missing = {}
+  for i = 1, #names do
+    if into[names[i]] == nil then
+      missing[#missing + 1] = names[i]
+    end
+  end
+  for from = 1, #missing, CHUNK do
+    local found = redis.call('HMGET', key, unpack(missing, from, math.min(from + CHUNK - 1, #missing)))
+    for i = 1, #found do
+      into[missing[from + i - 1]] = convert(found[i])
+    end
+  end
+end
+
+local function itself(value)
+  return value
+end
+
+local function change(kind, user, quantity, item, request_id, ref, expires_at)
+  version = version + 1
+  if item == 0 and request_id == '' and ref == 0 and expires_at == 0 then
+    changes[#changes + 1] = {kind, stock, user, quantity}
+  else
+    changes[#changes + 1] = {kind, stock, user, quantity, item, request_id, ref, expires_at}
+  end
+end
+
+-- What is kept, for a day at least, of answers and of ended holds.
+
+local function keep(key, record)
+  local packed = cmsgpack.pack(record)
+  kept[key] = packed
+  kept_values[#kept_values + 1], kept_values[#kept_values + 2] = key, packed
+end
+
+local function load_kept(names)
+  if now_s < since + 2 * REQUESTS_KEPT_S then
+    load(KEYS[10], names, kept, itself)
+  end
+  if now_s < since_before + 2 * REQUESTS_KEPT_S then
+    for i = 1, #names do
+      kept[names[i]] = kept[names[i]] or nil
+    end
+    load(KEYS[11], names, kept, itself)
+  end
+end
+
+local function find_kept(key)
+  if kept[key] == nil then
+    load_kept({key})
+  end
+  return kept[key]
+end
+
+-- Users, while there is a limit
+
+local function as_units(value)
+  return tonumber(value or 0)
+end
+
+local function units_of(user)
+  if users[user] == nil then
+    users[user] = as_units(redis.call('HGET', KEYS[6], user))
+  end
+  return users[user]
+end
+
+local function count_units(user, units)
+  if limit > 0 then
+    users[user] = units_of(user) + units
+    users_touched[user] = true
+  end
+end
+
+-- Items: a bit each, set when it is sold or held
+
+local chunks = {} -- 128 bytes of the bitmap each
+
+local function is_taken(item)
+  if taken[item] == nil then
+    local bit_index = item - 1
+    local number = math.floor(bit_index / 1024)
+    if not chunks[number] then
+      chunks[number] = redis.call('GETRANGE', KEYS[9], number * 128, number * 128 + 127)
+    end
+    local byte = string.byte(chunks[number], math.floor(bit_index % 1024 / 8) + 1) or 0
+    return bit.band(byte, bit.rshift(128, bit_index % 8)) ~= 0
+  end
+  return taken[item]
+end
+
+local function set_taken(item, value)
+  if item > 0 then
+    taken[item], taken_touched[item] = value, true
+    if not value and item < cursor then
+      cursor = item
+    end
+  end
+end
+
+-- The lowest free item; nil when there is none, which the stock does not allow.
+local function free_item()
+  while cursor <= items do
+    if not is_taken(cursor) then
+      return cursor
+    end
+    cursor = cursor + 1
+    if cursor % 1024 == 1 then -- this chunk is full: let Redis find the next that is not
+      local free = redis.call('BITPOS', KEYS[9], 0, (cursor - 1) / 8)
+      cursor = free < 0 and redis.call('STRLEN', KEYS[9]) * 8 + 1 or math.max(cursor, free - free % 8 + 1)
+    end
+  end
+end
+
+-- Holds
+
+local function unpack_hold(packed)
+  return packed and cmsgpack.unpack(packed)
+end
+
+local function set_hold(token, hold)
+  holds[token], holds_touched[token] = hold, true
+end
+
+local function give_back(kind, token, hold)
+  stock, held = stock + hold[2], held - hold[2]
+  count_units(hold[1], -hold[2])
+  set_taken(hold[3], false)
+  set_hold(token, false)
+  change(kind, hold[1], hold[2], hold[3], '', hold[5], 0)
+end
+
+local function expire(token, hold)
+  give_back('expired', token, hold)
+  keep('h' .. token, {{EXPIRED}})
+end
+
+-- The tokens of the holds that are due, the oldest first, each once; nil at the end.
+local page, page_index, page_offset = {}, 0, 0
+local function next_token()
+  page_index = page_index + 1
+  if page_index > #page then
+    page = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now_s, 'LIMIT', page_offset, SWEEP_COUNT_MAX)
+    page_index, page_offset = 1, page_offset + #page
+    load(KEYS[7], page, holds, unpack_hold)
+    if limit > 0 then
+      local names = {}
+      for i = 1, #page do
+        names[#names + 1] = holds[page[i]] and holds[page[i]][1]
+      end
+      load(KEYS[6], names, users, as_units)
+    end
+  end
+  return page[page_index]
+end
+
+-- Returns up to so many expired holds to stock, or until so many units are there.
+local function sweep(count_max, units)
+  local swept = 0
+  while due > 0 and swept < count_max and stock < units do
+    local token = next_token()
+    if not token then
+      local ahead = redis.call('ZRANGEBYSCORE', KEYS[8], '(' .. now_s, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+      due = tonumber(ahead[2] or 0)
+    elseif holds[token] then
+      expire(token, holds[token])
+      swept = swept + 1
+    else
+      holds_touched[token] = true -- ended already, or a deadline of nothing
+    end
+  end
+  return swept
+end
+
+local due_before = due
+local more_due = due > 0 and due <= now_s and sweep(SWEEP_COUNT_MAX, math.huge) == SWEEP_COUNT_MAX
+local lazy_count = LAZY_COUNT_MAX
+
+local function again(answer)
+  return answer[1] == EXPIRED and answer or {DUPLICATE, answer}
+end
+
+-- The first answer of a request that was seen before, or MISMATCH; nil when it is new. What was asked for is what the
+-- record holds behind the row.
+local function seen(request_id, asked)
+  local packed = request_id ~= '' and find_kept('r' .. request_id)
+  if not packed then
+    return nil
+  end
+  local found = cmsgpack.unpack(packed)
+  for i = 1, math.max(#asked, #found - 1) do
+    if asked[i] ~= found[i + 1] then
+      return {MISMATCH}
+    end
+  end
+  return again(found[1])
+end
+
+local function sell(kind, user, quantity, item, request_id, ref)
+  change(kind, user, quantity, item, request_id, ref, 0)
+  sold = sold + quantity
+  buyers[#buyers + 1] = user
+  return {SUCCESS, stock, version, now_ms, item}
+end
+
+local SOLD_OUT_ROW = {SOLD_OUT, 0}
+local where = standing()
+
+-- PURCHASE and RESERVE: {kind, user, quantity, request id, item, hold seconds, token}
+local function take(request)
+  local kind, user, quantity, request_id, item = request[1], request[2], request[3], request[4], request[5]
+  if request_id ~= '' then
+    local first = seen(request_id, {kind, user, quantity, item, request[6]})
+    if first then
+      return first
+    end
+  end
+  if where == 'closed' then
+    return {CLOSED}
+  elseif where == 'paused' then
+    return {PAUSED}
+  elseif where == 'not_open' then
+    return {NOT_OPEN, opens_at}
+  elseif item > (items or 0) then
+    return {FAILED, ITEM_NOT_FOUND}
+  elseif items and quantity > 1 then
+    return {FAILED, ONE_ITEM_AT_A_TIME}
+  end
+  if stock < quantity and quantity <= stock + held and due > 0 and due <= now_s then
+    lazy_count = lazy_count - sweep(lazy_count, quantity)
+  end
+  if stock < quantity then
+    return stock == 0 and SOLD_OUT_ROW or {SOLD_OUT, stock}
+  elseif limit > 0 and units_of(user) + quantity > limit then
+    return {LIMIT_EXCEEDED}
+  elseif items then
+    if item == 0 then
+      item = free_item()
+      if not item then
+        defect = 'its items are all taken, though units are left'
+        return SOLD_OUT_ROW
+      end
+    elseif is_taken(item) then
+      return {ITEM_TAKEN}
+    end
+    set_taken(item, true)
+  end
+  stock = stock - quantity
+  count_units(user, quantity)
+  if stock == 0 then
+    went_out = true
+  end
+  local answer
+  if kind == PURCHASE then
+    answer = sell('sold', user, quantity, item, request_id, 0)
+  else
+    local seconds = request[6] == 0 and hold_s or math.min(request[6], hold_s)
+    local expires_at = now_s + seconds
+    change('held', user, quantity, item, request_id, 0, expires_at)
+    held = held + quantity
+    set_hold(request[7], {user, quantity, item, request_id, version, now_s, expires_at})
+    answer = {HELD, request[7], expires_at, stock, version, item}
+  end
+  if request_id ~= '' then
+    keep('r' .. request_id, {answer, kind, user, quantity, item, request[6]})
+  end
+  return answer
+end
+
+-- The live hold of a token; or nil, and the row with which it ended.
+local function find_hold(token)
+  local hold = holds[token]
+  if hold and hold[7] <= now_s then
+    expire(token, hold)
+    hold = false
+  end
+  if hold then
+    return hold
+  end
+  local packed = find_kept('h' .. token)
+  return nil, packed and cmsgpack.unpack(packed)[1] or {FAILED, HOLD_NOT_FOUND}
+end
+
+-- {kind, token, request id}
+local function confirm(request)
+  local token, request_id = request[2], request[3]
+  local first = seen(request_id, {CONFIRM, token})
+  if first then
+    return first
+  end
+  local hold, ended = find_hold(token)
+  if not hold then
+    return ended[1] == FAILED and ended or again(ended)
+  end
+  held = held - hold[2]
+  local answer = sell('confirmed', hold[1], hold[2], hold[3], request_id ~= '' and request_id or hold[4], hold[5])
+  set_hold(token, false)
+  keep('h' .. token, {answer})
+  if request_id ~= '' then
+    keep('r' .. request_id, {answer, CONFIRM, token})
+  end
+  return answer
+end
+
+-- What CANCEL and EXTEND say of a hold that ended.
+local function tell(ended)
+  if ended[1] == SUCCESS then
+    return {FAILED, ALREADY_CONFIRMED}
+  end
+  return ended[1] == FAILED and ended or again(ended)
+end
+
+-- {kind, token}
+local function cancel(request)
+  local token = request[2]
+  local hold, ended = find_hold(token)
+  if not hold then
+    return tell(ended)
+  end
+  give_back('cancelled', token, hold)
+  local answer = {CANCELLED, stock, version}
+  keep('h' .. token, {answer})
+  return answer
+end
+
+-- {kind, token, hold seconds}
+local function extend(request)
+  local token = request[2]
+  local hold, ended = find_hold(token)
+  if not hold then
+    return tell(ended)
+  end
+  local expires_at = math.min(now_s + request[3], hold[6] + math.max(hold_total_s, hold_s))
+  if expires_at > hold[7] then
+    hold[7] = expires_at
+    set_hold(token, hold)
+    change('extended', hold[1], hold[2], hold[3], '', hold[5], expires_at)
+  end
+  return {HELD, token, hold[7], stock, version, hold[3]}
+end
+
+local function status()
+  return {OK, stock, sold, held, where, (begun or #changes > 0) and version or 0}
+end
+
+-- {kind, quantity}
+local function restock(request)
+  local quantity = request[2]
+  if stock + sold + held + quantity > (items and ITEMS_MAX or STOCK_MAX) then
+    return {FAILED, STOCK_TOO_LARGE}
+  end
+  stock, restocked, stock_restocked = stock + quantity, restocked + quantity, true
+  items = items and items + quantity
+  change('restocked', '', quantity, 0, '', 0, 0)
+  return {CHANGED, stock, version, false}
+end
+
+-- What the ledger says of a sale: {user, quantity, item, at}; nil when that version is none.
+local function find_order(order_version)
+  local written = changes[order_version - (version - #changes)] -- in this batch
+  if written then
+    local kind = written[1]
+    return (kind == 'sold' or kind == 'confirmed') and {written[3], written[4], written[5] or 0, now_ms}
+  end
+  local found = redis.call('XREVRANGE', KEYS[5], order_version .. '-0', '-', 'COUNT', 1)[1]
+  if not found then
+    return nil
+  end
+  local next_version, message = tonumber(string.match(found[1], '^%d+')), found[2]
+  for i = 3, #message, 2 do
+    local value, index = cjson.decode(message[i + 1]), order_version - next_version + 1
+    if message[i] == 'sales' then
+      local user = value[2][index]
+      return user and {user, 1, 0, tonumber(message[2])}
+    elseif value[index] then
+      local kind, _, user, quantity, item = unpack(value[index])
+      return (kind == 'sold' or kind == 'confirmed') and {user, quantity, item or 0, tonumber(message[2])}
+    end
+    next_version = next_version + #value
+  end
+end
+
+-- {kind, version, time in ms, epoch}
+local function refund(request)
+  local order_version = request[2]
+  local order = request[4] == epoch and find_order(order_version)
+  if not order or order[4] ~= request[3] then
+    return {FAILED, ORDER_NOT_FOUND}
+  end
+  if refunds[order_version] == nil then
+    refunds[order_version] = redis.call('HGET', KEYS[12], order_version)
+  end
+  if refunds[order_version] then
+    return {CHANGED, stock, version, true}
+  end
+  stock, sold = stock + order[2], sold - order[2]
+  count_units(order[1], -order[2])
+  set_taken(order[3], false)
+  buyers[#buyers + 1] = {order[1]}
+  change('refunded', order[1], order[2], order[3], '', order_version, 0)
+  refunds[order_version] = version
+  refund_values[#refund_values + 1], refund_values[#refund_values + 2] = order_version, version
+  return {CHANGED, stock, version, false}
+end
+
+local SWITCHES = {
+  [PAUSE] = {'paused', 'paused'}, [RESUME] = {'open', 'resumed'}, [CLOSE] = {'closed', 'closed'},
+}
+
+-- {kind}
+local function switch(request)
+  local wanted, kind = SWITCHES[request[1]][1], SWITCHES[request[1]][2]
+  if state == 'closed' and wanted ~= 'closed' then
+    return {FAILED, SALE_IS_CLOSED}
+  elseif state == wanted then
+    return {CHANGED, stock, version, true}
+  end
+  state, switched = wanted, true
+  where = standing()
+  change(kind, '', 0, 0, '', 0, 0)
+  return {CHANGED, stock, version, false}
+end
+
+local DECIDE = {
+  [PURCHASE] = take, [RESERVE] = take, [CONFIRM] = confirm, [CANCEL] = cancel, [EXTEND] = extend, [STATUS] = status,
+  [SWEEP] = function() return {SWEPT, more_due} end,
+  [RESTOCK] = restock, [REFUND] = refund, [PAUSE] = switch, [RESUME] = switch, [CLOSE] = switch,
+}
+
+-- Read what the requests name, in few calls.
+local names, tokens, buying = {}, {}, {}
+for i = 1, count do
+  local request = requests[i]
+  local kind = request[1]
+  if kind <= RESERVE then
+    if request[4] ~= '' then
+      names[#names + 1] = 'r' .. request[4]
+    end
+    if limit > 0 and stock + held > 0 then
+      buying[#buying + 1] = request[2]
+    end
+  elseif kind <= EXTEND then
+    tokens[#tokens + 1] = request[2]
+    if kind == CONFIRM and request[3] ~= '' then
+      names[#names + 1] = 'r' .. request[3]
+    end
+  end
+end
+load_kept(names)
+load(KEYS[7], tokens, holds, unpack_hold)
+load(KEYS[6], buying, users, as_units)
+
+local rows = {}
+for i = 1, count do
+  rows[i] = DECIDE[requests[i][1]](requests[i])
+end
+local reply = {sequence, ROWS, cmsgpack.pack(rows)}
