@@ -71,7 +71,7 @@ async def measure_sizes(server: ServerProcess, admin: Admin, store_url: str, sca
         pids = (server.pid, (await redis.info("server"))["process_id"])
 
         async def set_by_hand(stock: int) -> None:
-            await redis.set(keys.stock_key(_LARGE), stock)  # so that the list of buyers stays
+            await redis.set(keys.key(_LARGE, "stock"), stock)  # so that the list of buyers stays
 
         stocks = await pair(
             f"selling: stock {scale.stock:,} / just enough",
@@ -113,4 +113,4 @@ async def _run(server: ServerProcess, scale: Scale, product_id: str, kind: str) 
 async def _fill_buyers(redis: Redis, count: int) -> None:
     for first in range(0, count, _CHUNK_COUNT):
         buyers = [f"earlier_{number}" for number in range(first, min(first + _CHUNK_COUNT, count))]
-        await redis.lpush(keys.buyers_key(_LARGE), *buyers)
+        await redis.lpush(keys.key(_LARGE, "buyers"), *buyers)

@@ -8,12 +8,12 @@ own, without the client and its pool, which takes about half the CPU. A smaller 
 """
 
 import asyncio
+import secrets
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import msgspec
 import uvloop
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
@@ -24,17 +24,17 @@ from redis.retry import Retry
 from bench.peers.life import live
 from bench.stage import home_config
 from flashsale.app import Store, open_store
-from flashsale.domain import NOT_FOUND, SOLD_OUT, UNKNOWN, Answer, Failed, Purchase, Request, Success
+from flashsale.domain import UNKNOWN, Answer, Batch, Request
 from flashsale.server import Session, TcpServer
 from flashsale.store import keys, scripts
+from flashsale.store.encoding import Reply, decode_reply, encode_batch
 
 _CONNECTION_COUNT = 100
-_DECIDED, _NOT_FOUND = 0, 1
-_encode_users = msgspec.msgpack.Encoder().encode
+_TOKEN_SIZE = 16
 
 
-Call = Callable[..., Awaitable[list[int]]]
-"""Calls the script: takes what comes behind EVALSHA, returns its five numbers."""
+Call = Callable[..., Awaitable[Reply]]
+"""Calls the script: takes what comes behind EVALSHA, returns its reply."""
 
 
 class _Slot:
@@ -49,29 +49,28 @@ class _Slot:
 
     async def ask(self, request: Request) -> Answer:
         """Return the store's answer."""
-        if not isinstance(request, Purchase):
-            return Failed("this peer only sells")
-        product_id = request.product_id
         self._sequence += 1
+        batch = Batch(request.product_id, [request], self._sequence)
+        names = keys.script_keys(batch.product_id)
         try:
-            _, code, stock, granted, _ = await self._call(
-                scripts.PURCHASE.sha,
-                3,
-                keys.stock_key(product_id),
-                keys.buyers_key(product_id),
-                keys.sessions_key(product_id),
+            reply = await self._call(
+                scripts.DECIDE.sha,
+                len(names),
+                *names,
                 self._name,
-                self._sequence,
+                batch.sequence,
                 0,
-                1,
-                _encode_users([request.user_id]),
-                product_id,
+                batch.product_id,
+                *encode_batch(batch, _mint),
             )
         except (RedisError, OSError):
             return UNKNOWN
-        if code == _DECIDED:
-            return Success(stock - 1) if granted else SOLD_OUT
-        return NOT_FOUND if code == _NOT_FOUND else UNKNOWN
+        outcome = decode_reply(batch, reply)
+        return outcome[0] if isinstance(outcome, list) else UNKNOWN
+
+
+def _mint() -> str:
+    return secrets.token_urlsafe(_TOKEN_SIZE)
 
 
 def _connection(redis: Redis) -> AbstractConnection:
@@ -82,9 +81,9 @@ def _connection(redis: Redis) -> AbstractConnection:
 def _bare(connection: AbstractConnection) -> Call:
     """Return a call over a connection of its own, without the client and its pool."""
 
-    async def call(*arguments: str | int | bytes) -> list[int]:
+    async def call(*arguments: str | int | bytes) -> Reply:
         await connection.send_packed_command(connection.pack_command("EVALSHA", *arguments), check_health=False)
-        reply: list[int] = await connection.read_response(disable_decoding=True)
+        reply: Reply = await connection.read_response(disable_decoding=True)
         return reply
 
     return call
@@ -124,7 +123,7 @@ class SingleCommitter:
 
 async def _serve(store: Store, *, bare: bool) -> None:
     redis = Redis.from_url(store.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=None)
-    await redis.script_load(scripts.PURCHASE.source)
+    await redis.script_load(scripts.DECIDE.source)
     server = TcpServer(SingleCommitter(redis, bare=bare).submit)
     await live(server.start, store=str(store))
 

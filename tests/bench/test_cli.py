@@ -102,7 +102,7 @@ def test_a_dying_server_ends_the_run_and_is_counted(tmp_path):
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         with Redis.from_url(store.url) as redis:
-            wait_until(lambda: redis.llen(keys.buyers_key("p")))
+            wait_until(lambda: redis.llen(keys.key("p", "buyers")))
         server.kill()
         out, err = running.communicate(timeout=20)
     assert "CONNECTION_LOST 10" in out
