@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from flashsale.client import Client
-from flashsale.domain import Answer, Busy, Failed, ProductStatus, SoldOut, Success, Unknown
+from flashsale.domain import Answer, Busy, Failed, ProductStatus, SoldOut, Success, Unavailable, Unknown
 
 __version__ = version("flashsale")
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ProductStatus",
     "SoldOut",
     "Success",
+    "Unavailable",
     "Unknown",
     "__version__",
 ]

@@ -17,10 +17,12 @@ from flashsale import supervisor
 from flashsale.batching import Batcher, Limits
 from flashsale.config import Config, split_address
 from flashsale.errors import ListenError, StoreUnavailableError
+from flashsale.expiry import Sweeper
 from flashsale.launch import raise_descriptor_limit
 from flashsale.server import ServerLimits, TcpServer, bind
 from flashsale.store.address import redis_url, shown_url
 from flashsale.store.admin import Admin
+from flashsale.store.calendar import RedisCalendar
 from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
 
@@ -134,6 +136,8 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
     await engine.open()
     batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True))
     server = TcpServer(batcher.submit, msgspec.convert(config, ServerLimits, from_attributes=True))
+    calendar = RedisCalendar(store.url)
+    sweeping = loop.create_task(Sweeper(calendar, batcher.submit).run())
     try:
         await server.start(listening)
     except OSError as error:
@@ -142,6 +146,8 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
     ready()
     await stopping.wait()
     _log.info("draining %d connections", server.connection_count)
+    sweeping.cancel()
     await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
     await engine.close()
+    await calendar.close()
     _log.info("stopped")

@@ -282,7 +282,7 @@ async def test_a_server_told_to_end_under_load_answers_every_sale_first(
                 user = asked.pop(0)
                 if answer["status"] == "SUCCESS":
                     told.append(user)
-                elif answer == {"status": "ERROR", "error": "unavailable"}:
+                elif answer == {"status": "UNAVAILABLE", "error": "unavailable"}:
                     refused.append(user)
                 else:
                     wrong.append(answer)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import socket
 import struct
 import threading
@@ -32,8 +33,14 @@ def home(module_home: Path) -> Path:
 def test_the_first_exchange_of_the_protocol_is_answered_bytes_for_bytes(wire: Any, store: "redis.Redis") -> None:
     store.set("product:iphone15:stock", 100)
     wire.send(b'\x01\x00\x00\x00\x2e{"product_id":"iphone15","user_id":"user_0_0"}')
-    expected = b'\x01\x00\x00\x00\x29{"status":"SUCCESS","remaining_stock":99}'
-    assert wire.read(len(expected)) == expected
+    expected = (
+        rb'\x01\x00\x00\x00(.)\{"status":"SUCCESS","remaining_stock":99,'
+        rb'"order_id":"[0-9a-f]{11}-0000000002-[0-9a-f]{8}-iphone15","version":2\}'
+    )
+    header = wire.read(5)
+    found = re.fullmatch(expected, header + wire.read(header[4]))
+    assert found
+    assert found[1][0] == len(found[0]) - 5
     assert store.get("product:iphone15:stock") == "99"
     assert store.lrange("product:iphone15:buyers", 0, -1) == ["user_0_0"]
 
@@ -44,15 +51,15 @@ def test_the_last_unit_says_that_none_remain_and_then_all_is_sold_out(
     store.set(f"product:{product_id}:stock", 1)
     request = wire.frame(PURCHASE, {"product_id": product_id, "user_id": "u"})
     wire.send(request * 2)
-    first, second = b'{"status":"SUCCESS","remaining_stock":0}', b'{"status":"SOLD_OUT"}'
-    assert wire.receive_raw() == (PURCHASE, first)
-    assert wire.receive_raw() == (PURCHASE, second)
-    assert wire.ask(STATUS, {"product_id": product_id}) == {"status": "OK", "remaining_stock": 0, "sold": 1}
+    assert wire.receive_raw()[1].startswith(b'{"status":"SUCCESS","remaining_stock":0,"order_id":"')
+    assert wire.receive_raw() == (PURCHASE, b'{"status":"SOLD_OUT"}')
+    sold_out = {"status": "OK", "remaining_stock": 0, "sold": 1, "held": 0, "state": "open"}
+    assert wire.ask(STATUS, {"product_id": product_id}) == sold_out
 
 
 def test_unknown_fields_of_a_request_are_ignored(wire: Any, store: "redis.Redis", product_id: str) -> None:
     store.set(f"product:{product_id}:stock", 1)
-    request = {"request_id": [1, {"x": None}], "product_id": product_id, "user_id": "u", "quantity": "many"}
+    request = {"colour": [1, {"x": None}], "product_id": product_id, "user_id": "u", "hold_seconds": "many"}
     assert wire.ask(PURCHASE, request) == {"status": "SUCCESS", "remaining_stock": 0}
 
 
@@ -61,7 +68,7 @@ def test_unknown_fields_of_a_request_are_ignored(wire: Any, store: "redis.Redis"
 ERRORS_THAT_STAY = {
     "unknown type": (0x99, b'{"product_id":"a","user_id":"b"}', "unknown message type"),
     "type 0": (0x00, b"", "unknown message type"),
-    "reserved type": (0x02, b'{"product_id":"a","user_id":"b"}', "unknown message type"),
+    "push type": (0x11, b'{"product_id":"a","user_id":"b"}', "unknown message type"),
     "type 255": (0xFF, b"\xff" * 100, "unknown message type"),
     "empty payload": (PURCHASE, b"", "invalid json"),
     "not json": (PURCHASE, b"hello", "invalid json"),
@@ -150,7 +157,8 @@ def test_answers_of_every_kind_come_in_the_order_of_their_requests(
                 expected.append((PING, str(number).encode()))
             case 1:
                 frames.append(wire.frame(STATUS, {"product_id": product_id}))
-                expected.append((STATUS, {"status": "OK", "remaining_stock": stock, "sold": sold}))
+                counts = {"remaining_stock": stock, "sold": sold, "held": 0, "state": "open"}
+                expected.append((STATUS, {"status": "OK", **counts}))
             case 2:
                 frames.append(wire.frame(0x77, b""))
                 expected.append((0x77, {"status": "ERROR", "error": "unknown message type"}))
@@ -247,11 +255,12 @@ def test_every_sale_is_published_in_order_and_then_that_all_is_sold_out(
             if message is not None:
                 events.append(json.loads(message["data"]))
     times = [event.pop("timestamp") for event in events]
+    assert [event.pop("version", 0) for event in events] == [2, 3, 4, 0]
     assert all(isinstance(moment, int) and before <= moment <= before + 60 for moment in times)
     assert events == [
-        {"event": "purchase", "product_id": product_id, "buyer": 'u"0', "remaining": 2},
-        {"event": "purchase", "product_id": product_id, "buyer": 'u"1', "remaining": 1},
-        {"event": "purchase", "product_id": product_id, "buyer": 'u"2', "remaining": 0},
+        {"event": "purchase", "product_id": product_id, "buyer": 'u"0', "remaining": 2, "quantity": 1},
+        {"event": "purchase", "product_id": product_id, "buyer": 'u"1', "remaining": 1, "quantity": 1},
+        {"event": "purchase", "product_id": product_id, "buyer": 'u"2', "remaining": 0, "quantity": 1},
         {"event": "sold_out", "product_id": product_id},
     ]
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 import redis
 
-from flashsale import Busy, Client, Failed, SoldOut, Success, Unknown
+from flashsale import Busy, Client, SoldOut, Success, Unavailable, Unknown
 from flashsale.errors import AnswerTimeoutError, ConnectionLostError
 from flashsale.launch import ServerProcess
 
@@ -69,8 +69,8 @@ class Crowd:
                 return "BUSY"
             case Unknown():
                 return "UNKNOWN"
-            case Failed(error=error):
-                return error
+            case Unavailable():
+                return "unavailable"
         return repr(answer)
 
     def users(self, *kinds: str) -> set[str]:

@@ -178,16 +178,16 @@ async def test_connections_cut_again_and_again_lose_nothing_and_sell_nothing_twi
     crowd.check(store)  # each was resolved by sending the batch again with its sequence
 
 
-async def test_a_sale_whose_stock_vanishes_is_not_found_and_never_sold_out(
+async def test_a_sale_whose_stock_vanishes_is_unavailable_and_never_sold_out(
     start_server: StartServer, store: "redis.Redis", gather_crowd: GatherCrowd
 ) -> None:
     crowd = await gather_crowd(start_server(), store)
     left = store.getdel(f"product:{PRODUCT}:stock")
-    await crowd.sees("product not found", 50)
+    await crowd.sees("unavailable", 50)
     store.set(f"product:{PRODUCT}:stock", left)
     await crowd.sees("SUCCESS")
     await crowd.stop()
-    crowd.check(store, "product not found")
+    crowd.check(store, "unavailable")
 
 
 async def test_keys_that_are_not_what_they_should_be_stop_the_sale_and_change_nothing(

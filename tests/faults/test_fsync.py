@@ -70,6 +70,6 @@ async def test_a_sale_is_confirmed_after_its_fsync_and_nothing_else_waits_for_on
         buying = asyncio.create_task(timed(buyer.purchase("p", "u")))
         _, ping_s = await timed(other.ping())
         answer, sold_s = await buying
-    assert answer == Success(99)
+    assert isinstance(answer, Success)
     assert max(sold_out_s, ping_s) < DELAY_S
     assert (sold_s >= DELAY_S) == waits, f"confirmed after {sold_s:.3f} s"

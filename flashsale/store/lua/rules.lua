@@ -199,7 +199,7 @@ end
 -- Returns up to so many expired holds to stock, or until so many units are there.
 local function sweep(count_max, units)
   local swept = 0
-  while due > 0 and swept < count_max and stock < units do
+  while due > 0 and due <= now_s and swept < count_max and stock < units do
     local token = next_token()
     if not token then
       local ahead = redis.call('ZRANGEBYSCORE', KEYS[8], '(' .. now_s, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
