@@ -503,7 +503,19 @@ class SoldOutEvent(Struct, frozen=True, tag_field="event", tag="sold_out"):
     timestamp: int
 
 
-Event: TypeAlias = PurchaseEvent | SoldOutEvent
+class ChangeEvent(Struct, frozen=True, omit_defaults=True):
+    """Anything else that changed a product: `event` says what."""
+
+    event: Kind
+    product_id: str
+    remaining: int
+    timestamp: int
+    quantity: int
+    version: int
+    buyer: str = ""
+
+
+Event: TypeAlias = PurchaseEvent | SoldOutEvent | ChangeEvent
 
 
 # Checks of what an operator types

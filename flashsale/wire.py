@@ -18,12 +18,15 @@ from flashsale.domain import (
     Answer,
     BuyerRequest,
     Cancel,
+    ChangeEvent,
     Confirm,
     Event,
     Extend,
     GetStatus,
     Purchase,
+    PurchaseEvent,
     Reserve,
+    SoldOutEvent,
     Subscribe,
     token_of,
 )
@@ -136,7 +139,8 @@ _REQUEST_DECODERS: dict[int, msgspec.json.Decoder[ClientRequest]] = {
 }
 _REQUEST_TYPES = {kind: number for number, kind in _REQUESTS.items()}
 _ANSWER_DECODER: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
-_EVENT_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_EVENT_DECODER: msgspec.json.Decoder[PurchaseEvent | SoldOutEvent] = msgspec.json.Decoder(PurchaseEvent | SoldOutEvent)
+_CHANGE_DECODER: msgspec.json.Decoder[ChangeEvent] = msgspec.json.Decoder(ChangeEvent)
 _encode_json = msgspec.json.Encoder().encode
 _BOUNDED = re.compile(r"`\$\.(quantity|request_id|item_id|hold_seconds|after_version)`$")
 
@@ -202,4 +206,7 @@ def decode_answer(payload: bytes) -> Answer:
 
 def decode_event(payload: bytes) -> Event:
     """Return the sale event that a published message carries; raises msgspec.DecodeError when it is none."""
-    return _EVENT_DECODER.decode(payload)
+    try:
+        return _EVENT_DECODER.decode(payload)
+    except msgspec.ValidationError:
+        return _CHANGE_DECODER.decode(payload)
