@@ -1,7 +1,8 @@
 """One connection of the crowd, as lean as it can be: it shares the machine with the server that it measures.
 
-The frames of a connection all have the same size and differ in the user id only, `user_<connection>_<number>`. They
-are made a hundred at a time, by one `bytes.replace`, and sent as slices of that block.
+The frames of a connection all have the same size and differ in the user id only, `user_<connection>_<number>`, and in
+the request id if they have one. They are made a hundred at a time, by one `bytes.replace`, and sent as slices of that
+block.
 """
 
 import asyncio
@@ -19,6 +20,8 @@ clock_ns = time.monotonic_ns
 
 _BLOCK_COUNT = 100
 _HOLE = b"\0" * len("00042_000000")  # no product id can hold it: JSON escapes control characters
+_FILLED = "x" * len(_HOLE)
+_REQUEST_ID_HEAD = "request-0f8fad5b-d9cb-"  # with what follows as long as a UUID, which most clients would take
 _KEY_SIZE = 15
 _KINDS = {b'{"status":"SUCC': SUCCESS, b'{"status":"SOLD': SOLD_OUT, b'{"product_id":"': ECHO}
 """The usual answers by the first bytes of their payload; the others are decoded."""
@@ -29,13 +32,13 @@ _KIND_SIZE_MAX = 80
 class Frames:
     """Makes the purchase frames of one product, `size` bytes each."""
 
-    def __init__(self, product_id: str) -> None:
-        frames = [
-            encode_request(Purchase(product_id, f"user_{'x' * len(_HOLE)}{number:02d}")).replace(
-                b"x" * len(_HOLE), _HOLE
-            )
-            for number in range(_BLOCK_COUNT)
-        ]
+    def __init__(self, product_id: str, *, request_ids: bool = False) -> None:
+        frames = []
+        for number in range(_BLOCK_COUNT):
+            name = f"{_FILLED}{number:02d}"
+            request_id = _REQUEST_ID_HEAD + name if request_ids else None
+            purchase = Purchase(product_id, f"user_{name}", request_id=request_id)
+            frames.append(encode_request(purchase).replace(_FILLED.encode(), _HOLE))
         self.size = len(frames[0])
         self._template = b"".join(frames)
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bench import attack, compare, latency, limits, sizes
+from bench import attack, compare, expiry, latency, limits, rules, sizes
 from bench.load import CONNECTION_COUNT_MAX, DURATION_S_MAX, REQUEST_COUNT_MAX, Load
 from bench.report import print_result, print_table, print_targets, tell_step, write_json
 from flashsale.config import load_config, split_address
@@ -196,3 +196,26 @@ def limits_command(*, rounds: int, duration: float, json_path: Path | None) -> N
     print_targets(targets)
     if json_path is not None:
         write_json(json_path, {"scale": scale, "targets": targets})
+
+
+@cli.command(name="rules")
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0.1, 600),
+    default=1.0,
+    show_default=True,
+    help="Seconds of each run of the crowd; a round has one for each row of the first table.",
+)
+@json_option
+def rules_command(*, rounds: int, duration: float, json_path: Path | None) -> None:
+    """Measure what limits and request ids cost, and what 100,000 holds that expire at once do to buyers."""
+    scale = rules.Scale(round_count=rounds, duration_s=duration, holds=expiry.Scale(round_count=rounds))
+    cells, targets = rules.measure(scale, tell_step)
+    tell_step("")
+    click.echo(f"Medians of {rounds} rounds of {duration:g} s; ratios within a round: median (lowest..highest).\n")
+    print_table(rules.ROWS_HEAD, rules.rows_of(cells))
+    click.echo()
+    print_targets(targets)
+    if json_path is not None:
+        write_json(json_path, rules.as_json(scale, cells, targets))

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -17,15 +17,19 @@ _GRACE_S = 15.0
 _LINE_SIZE_MAX = 256 * 1024 * 1024
 
 Progress = Callable[[int], None]
+Signal = Callable[[], Awaitable[None]]
 
 
-async def run_load(load: Load, *, process_count: int = 1, progress: Progress | None = None) -> Result:
+async def run_load(
+    load: Load, *, process_count: int = 1, progress: Progress | None = None, signal: Signal | None = None
+) -> Result:
     """Run a load in processes of its own and return what came of it.
 
     Args:
         load: what to do.
         process_count: how many generators share it.
         progress: called with the number of answers so far.
+        signal: awaited when everybody is connected; the load starts when it returns.
 
     Raises:
         FlashsaleError: a generator died or hangs.
@@ -46,6 +50,8 @@ async def run_load(load: Load, *, process_count: int = 1, progress: Progress | N
                 generators.append(generator)
             for generator in generators:
                 await _line(generator)
+        if signal is not None:
+            await signal()
         for generator in generators:
             assert generator.stdin is not None
             generator.stdin.write(b"go\n")

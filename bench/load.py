@@ -33,6 +33,8 @@ class Load(Struct, frozen=True, kw_only=True):
     first_connection: int = 0
     """The number of the first connection; it keeps the user ids of several generators apart."""
     pipeline_depth: int = 1
+    request_ids: bool = False
+    """Whether each request carries a request id, another one each."""
     request_count: int | None = None
     duration_s: float | None = None
     rate_per_s: float | None = None

@@ -63,6 +63,15 @@ def test_the_closed_loop_keeps_its_depth_and_ends_after_its_count():
     assert len({request.user_id for request in requests}) == len(requests) == 250
 
 
+def test_request_ids_are_as_long_as_uuids_and_never_the_same():
+    frames = Frames("p", request_ids=True)
+    requests = requests_in(frames.block(42, 0) + frames.block(42, 1) + frames.block(43, 0))
+    assert len(frames.block(42, 0)) == 100 * frames.size
+    assert requests[101] == Purchase("p", "user_00042_00000101", request_id="request-0f8fad5b-d9cb-00042_00000101")
+    assert {len(request.request_id) for request in requests} == {36}
+    assert len({request.request_id for request in requests}) == len(requests) == 300
+
+
 def test_latency_counts_from_the_moment_that_was_intended():
     buyer, tally, _ = connected()
     buyer.send(1, clock_ns() - 5_000_000_000)

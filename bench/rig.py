@@ -1,0 +1,50 @@
+"""What a measurement works with: a server of its own on a fresh embedded store, and the operator's hands on both."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from msgspec import Struct
+
+from bench.crowd import run_load
+from bench.load import Load
+from bench.result import Result
+from bench.stage import started_server, temporary_store
+from flashsale.app import open_admin
+from flashsale.domain import PLAIN, Terms
+from flashsale.errors import FlashsaleError
+from flashsale.launch import ServerProcess
+from flashsale.store.admin import Admin
+
+Found = TypeVar("Found")
+
+
+class Rig(Struct, frozen=True):
+    """A server, its store and the operator."""
+
+    home: Path
+    """The directory of the store."""
+    store_url: str
+    server: ServerProcess
+    admin: Admin
+
+    async def run(self, load: Load, *, stock: int, terms: Terms = PLAIN, process_count: int = 1) -> Result:
+        """Open a fresh sale and let a crowd at it; raise FlashsaleError unless the store agrees with the buyers."""
+        await self.admin.init(load.product_id, stock, terms, force=True)
+        result = await run_load(load.with_timeout(), process_count=process_count)
+        sold_count = (await self.admin.status(load.product_id)).sold
+        if not result.success_count <= sold_count <= min(stock, result.success_count + result.uncertain_count):
+            raise FlashsaleError(f"{result.success_count} of {stock} buyers were told SUCCESS, {sold_count} are listed")
+        return result
+
+
+def on_rig(part: Callable[[Rig], Awaitable[Found]]) -> Found:
+    """Return what a measurement finds, on a rig that is gone afterwards."""
+    with temporary_store() as (home, store), started_server(home) as server:
+
+        async def run() -> Found:
+            async with open_admin(store) as admin:
+                return await part(Rig(home, store.url, server, admin))
+
+        return asyncio.run(run())
