@@ -31,7 +31,7 @@ end
 if #changes == 0 then
   write_due()
   if #ended > 0 then
-    redis.pcall('ZREM', KEYS[8], unpack(ended)) -- deadlines of nothing
+    pcall(call_many, ended, 'ZREM', KEYS[8]) -- deadlines of nothing
   end
   reply[4] = epoch or ''
   return settle(reply)

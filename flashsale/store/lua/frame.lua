@@ -48,8 +48,14 @@ end
 local record = redis.call('HGET', KEYS[3], session)
 if record then
   local last = tonumber(string.match(record, '^%d+'))
-  if sequence == last then
-    return cmsgpack.unpack(redis.call('HGET', KEYS[3], session .. ':reply'))
+  if not last then
+    return defective('its sessions are not what was written')
+  elseif sequence == last then
+    local readable, reply = pcall(cmsgpack.unpack, redis.call('HGET', KEYS[3], session .. ':reply'))
+    if not readable or type(reply) ~= 'table' or reply[1] ~= sequence then
+      return defective('its sessions are not what was written')
+    end
+    return reply
   elseif sequence < last then
     return {sequence, OVERTAKEN}
   end
@@ -67,12 +73,19 @@ local limit, opens_at, closes_at = tonumber(sale[7] or 0), tonumber(sale[8] or 0
 local items = sale[10] and tonumber(sale[10]) -- how many there are; false when they are not numbered
 local begun = epoch -- else the stock was set by hand: the ledger begins with its first change, as version 1
 
+if not (version and sold and held and due and limit and opens_at and closes_at) or items == nil
+    or not begun ~= not sale[2] or not begun ~= not sale[3] then
+  return defective('its counters are not what was written')
+end
 if raw then
   if not (raw == '0' or string.match(raw, '^-?[1-9]%d*$')) or stock > STOCK_MAX then
     return defective('its stock is not a number of units')
   end
   if not begun then
     sold = redis.call('LLEN', KEYS[2])
+    if stock + sold > STOCK_MAX then
+      return defective('its stock is not a number of units')
+    end
     if redis.call('EXISTS', KEYS[5]) == 1 then
       return defective('it has a ledger but no counters')
     end

@@ -7,17 +7,14 @@
 --       10 numbered: '1' when each unit is an item of its own
 -- Returns {buyers, holds} that stand in the way (nothing was changed), or {0, 0} when the sale is open.
 
-local function size(command, key)
-  local found = redis.pcall(command, key)
-  return type(found) == 'number' and found or 0
-end
-
-local buyers, holds = size('LLEN', KEYS[2]), size('HLEN', KEYS[7])
-if buyers + holds > 0 and ARGV[3] ~= '1' then
-  return {buyers, holds}
+if ARGV[3] ~= '1' then
+  local buyers, holds = redis.call('LLEN', KEYS[2]), redis.call('HLEN', KEYS[7])
+  if buyers + holds > 0 then
+    return {buyers, holds}
+  end
 end
 local version = redis.pcall('HGET', KEYS[4], 'version')
-version = string.format('%.0f', tonumber(type(version) == 'string' and version or 0) + 1)
+version = string.format('%.0f', (tonumber(type(version) == 'string' and version) or 0) + 1)
 local time = redis.call('TIME')
 local stock = ARGV[2]
 

@@ -23,7 +23,7 @@ end
 
 -- Appends the changes of a batch to the ledger, as one message of the stream, whose id is the version of the first.
 -- `changes` is a list of arrays, `sales` the JSON of a run of sales of one unit after them, or nil.
--- Returns an error if Redis refuses: then nothing was written.
+-- Returns what to answer if Redis refuses: then nothing was written.
 local function append(first_version, changes, sales)
   local message = {'XADD', KEYS[5], first_version .. '-0', 'at', now_ms}
   if #changes > 0 then
@@ -34,7 +34,11 @@ local function append(first_version, changes, sales)
     message[#message + 1] = sales
   end
   local added = redis.pcall(unpack(message))
-  return type(added) == 'table' and added.err and added or nil
+  if type(added) ~= 'table' or not added.err then
+    return nil
+  end
+  -- the stream is ahead: somebody else has written there, or the counters were set back
+  return string.find(added.err, 'ID specified', 1, true) and defective('its ledger does not take the next version') or added
 end
 
 -- Remembers this batch's reply; forgets sessions that have been silent for a day once there are many.

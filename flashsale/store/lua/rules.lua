@@ -26,6 +26,9 @@ local terms = redis.call('HMGET', KEYS[4], 'hold_s', 'hold_total_s', 'cursor', '
 local hold_s, hold_total_s = tonumber(terms[1] or HOLD_S), tonumber(terms[2] or HOLD_TOTAL_S)
 local cursor, restocked = tonumber(terms[3] or 1), tonumber(terms[4] or 0) -- cursor: no item below it is free
 local since, since_before = tonumber(terms[5] or 0), tonumber(terms[6] or 0)
+if not (hold_s and hold_total_s and cursor and restocked and since and since_before) then
+  return defective('its counters are not what was written')
+end
 
 -- What is known of the keys: read once, changed here, written at the end.
 
@@ -117,6 +120,7 @@ end
 -- Items: a bit each, set when it is sold or held
 
 local chunks = {} -- 128 bytes of the bitmap each
+local loosened = {} -- chunks of which this batch has freed an item: in the bitmap they may still be full
 
 local function is_taken(item)
   if taken[item] == nil then
@@ -134,8 +138,9 @@ end
 local function set_taken(item, value)
   if item > 0 then
     taken[item], taken_touched[item] = value, true
-    if not value and item < cursor then
-      cursor = item
+    if not value then
+      loosened[math.floor((item - 1) / 1024)] = true
+      cursor = math.min(cursor, item)
     end
   end
 end
@@ -148,8 +153,14 @@ local function free_item()
     end
     cursor = cursor + 1
     if cursor % 1024 == 1 then -- this chunk is full: let Redis find the next that is not
-      local free = redis.call('BITPOS', KEYS[9], 0, (cursor - 1) / 8)
-      cursor = free < 0 and redis.call('STRLEN', KEYS[9]) * 8 + 1 or math.max(cursor, free - free % 8 + 1)
+      local free = redis.call('BITPOS', KEYS[9], 0, (cursor - 1) / 8) -- -1 behind the end of the bitmap
+      local next_free = math.max(cursor, free - free % 8 + 1)
+      for number in pairs(loosened) do
+        if number * 1024 >= cursor - 1 then
+          next_free = math.min(next_free, number * 1024 + 1)
+        end
+      end
+      cursor = next_free
     end
   end
 end
@@ -207,16 +218,15 @@ local function sweep(count_max, units)
     elseif holds[token] then
       expire(token, holds[token])
       swept = swept + 1
-    else
-      holds_touched[token] = true -- ended already, or a deadline of nothing
+    elseif not holds_touched[token] then -- else it has ended in this batch
+      holds_touched[token] = true -- a deadline of nothing
+      swept = swept + 1
     end
   end
   return swept
 end
 
-local due_before = due
-local more_due = due > 0 and due <= now_s and sweep(SWEEP_COUNT_MAX, math.huge) == SWEEP_COUNT_MAX
-local lazy_count = LAZY_COUNT_MAX
+local due_before, more_due, lazy_count = due, false, LAZY_COUNT_MAX
 
 local function again(answer)
   return answer[1] == EXPIRED and answer or {DUPLICATE, answer}
@@ -304,7 +314,7 @@ local function take(request)
     answer = {HELD, request[7], expires_at, stock, version, item}
   end
   if request_id ~= '' then
-    keep('r' .. request_id, {answer, kind, user, quantity, item, request[6]})
+    keep('r' .. request_id, {answer, kind, user, quantity, request[5], request[6]})
   end
   return answer
 end
@@ -381,8 +391,13 @@ local function extend(request)
   return {HELD, token, hold[7], stock, version, hold[3]}
 end
 
+-- The version of the last change: none while the ledger has not begun.
+local function last_version()
+  return (begun or #changes > 0) and version or 0
+end
+
 local function status()
-  return {OK, stock, sold, held, where, (begun or #changes > 0) and version or 0}
+  return {OK, stock, sold, held, where, last_version()}
 end
 
 -- {kind, quantity}
@@ -409,6 +424,10 @@ local function find_order(order_version)
     return nil
   end
   local next_version, message = tonumber(string.match(found[1], '^%d+')), found[2]
+  if message[1] ~= 'at' then
+    defect = 'its ledger holds what somebody else has written'
+    return nil
+  end
   for i = 3, #message, 2 do
     local value, index = cjson.decode(message[i + 1]), order_version - next_version + 1
     if message[i] == 'sales' then
@@ -455,7 +474,7 @@ local function switch(request)
   if state == 'closed' and wanted ~= 'closed' then
     return {FAILED, SALE_IS_CLOSED}
   elseif state == wanted then
-    return {CHANGED, stock, version, true}
+    return {CHANGED, stock, last_version(), true}
   end
   state, switched = wanted, true
   where = standing()
@@ -469,31 +488,40 @@ local DECIDE = {
   [RESTOCK] = restock, [REFUND] = refund, [PAUSE] = switch, [RESUME] = switch, [CLOSE] = switch,
 }
 
--- Read what the requests name, in few calls.
-local names, tokens, buying = {}, {}, {}
-for i = 1, count do
-  local request = requests[i]
-  local kind = request[1]
-  if kind <= RESERVE then
-    if request[4] ~= '' then
-      names[#names + 1] = 'r' .. request[4]
-    end
-    if limit > 0 and stock + held > 0 then
-      buying[#buying + 1] = request[2]
-    end
-  elseif kind <= EXTEND then
-    tokens[#tokens + 1] = request[2]
-    if kind == CONFIRM and request[3] ~= '' then
-      names[#names + 1] = 'r' .. request[3]
+local rows = {}
+local function decide()
+  -- every batch begins by returning expired holds to stock
+  more_due = due > 0 and due <= now_s and sweep(SWEEP_COUNT_MAX, math.huge) == SWEEP_COUNT_MAX
+  -- read what the requests name, in few calls
+  local names, tokens, buying = {}, {}, {}
+  for i = 1, count do
+    local request = requests[i]
+    local kind = request[1]
+    if kind <= RESERVE then
+      if request[4] ~= '' then
+        names[#names + 1] = 'r' .. request[4]
+      end
+      if limit > 0 and stock + held > 0 then
+        buying[#buying + 1] = request[2]
+      end
+    elseif kind <= EXTEND then
+      tokens[#tokens + 1] = request[2]
+      if kind == CONFIRM and request[3] ~= '' then
+        names[#names + 1] = 'r' .. request[3]
+      end
     end
   end
+  load_kept(names)
+  load(KEYS[7], tokens, holds, unpack_hold)
+  load(KEYS[6], buying, users, as_units)
+  for i = 1, count do
+    rows[i] = DECIDE[requests[i][1]](requests[i])
+  end
 end
-load_kept(names)
-load(KEYS[7], tokens, holds, unpack_hold)
-load(KEYS[6], buying, users, as_units)
 
-local rows = {}
-for i = 1, count do
-  rows[i] = DECIDE[requests[i][1]](requests[i])
+-- Nothing is written yet: whatever fails here, at keys that somebody else has written, has changed nothing.
+local decided, trouble = pcall(decide)
+if not decided then
+  return type(trouble) == 'table' and trouble or defective(tostring(trouble))
 end
 local reply = {sequence, ROWS, cmsgpack.pack(rows)}
