@@ -4,15 +4,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
+from itertools import count
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from flashsale.domain import ProductStatus, PurchaseEvent, SoldOutEvent
+from flashsale.domain import STOCK_MAX, Answer, Batch, ProductStatus, Purchase, PurchaseEvent, Request, SoldOutEvent
 from flashsale.errors import ProductExistsError, ProductNotFoundError, StoreUnavailableError
 from flashsale.store import admin as admin_module
 from flashsale.store.admin import Admin
+from flashsale.store.engine import RedisEngine
 
 
 @pytest.fixture
@@ -21,12 +23,26 @@ async def admin(store_url: str) -> AsyncIterator[Admin]:
         yield operator
 
 
-async def sell(redis_client: Redis, product_id: str, *users: str) -> None:
-    """Sell a unit to each, as the engine does: stock and buyers in one step."""
-    async with redis_client.pipeline(transaction=True) as step:
-        step.decrby(f"product:{product_id}:stock", len(users))
-        step.lpush(f"product:{product_id}:buyers", *users)
-        await step.execute()
+@pytest.fixture
+async def engine(store_url: str) -> AsyncIterator[RedisEngine]:
+    engine = RedisEngine(store_url)
+    yield engine
+    await engine.close()
+
+
+sequences = count(1)
+
+
+async def decide(engine: RedisEngine, product_id: str, *requests: Request) -> list[Answer]:
+    """Have requests decided as one batch."""
+    [answers] = await engine.commit([Batch(product_id, requests, next(sequences))], timeout_s=30)
+    assert isinstance(answers, list), answers
+    return answers
+
+
+async def sell(engine: RedisEngine, product_id: str, *users: str) -> list[Answer]:
+    """Sell a unit to each."""
+    return await decide(engine, product_id, *(Purchase(product_id, user) for user in users))
 
 
 async def buyers_of(admin: Admin, product_id: str) -> list[str]:
@@ -39,35 +55,35 @@ async def buyers_of(admin: Admin, product_id: str) -> list[str]:
 async def test_init_opens_a_sale(admin: Admin, product_id: str, redis_client: Redis) -> None:
     await admin.init(product_id, 100)
     assert await redis_client.get(f"product:{product_id}:stock") == "100"
-    assert await admin.status(product_id) == ProductStatus(100, 0)
+    assert await admin.status(product_id) == ProductStatus(100, 0, version=1)
     await admin.init(product_id, 7)  # nobody has bought yet
-    assert await admin.status(product_id) == ProductStatus(7, 0)
-    await admin.init(product_id, 2**53 - 1)
-    assert await redis_client.get(f"product:{product_id}:stock") == "9007199254740991"
+    assert await admin.status(product_id) == ProductStatus(7, 0, version=2)
+    await admin.init(product_id, STOCK_MAX)
+    assert await redis_client.get(f"product:{product_id}:stock") == str(STOCK_MAX)
+    assert await admin.status(product_id) == ProductStatus(STOCK_MAX, 0, version=3)
 
 
-async def test_init_spares_a_sale_with_buyers_unless_forced(admin: Admin, product_id: str, redis_client: Redis) -> None:
+async def test_init_spares_a_sale_with_buyers_unless_forced(admin: Admin, product_id: str, engine: RedisEngine) -> None:
     await admin.init(product_id, 5)
-    await sell(redis_client, product_id, "a", "b")
+    await sell(engine, product_id, "a", "b")
     with pytest.raises(ProductExistsError, match=f"Product '{product_id}' already has 2 buyers; --force"):
         await admin.init(product_id, 9)
-    assert await admin.status(product_id) == ProductStatus(3, 2)
+    assert await admin.status(product_id) == ProductStatus(3, 2, version=3)
     await admin.init(product_id, 9, force=True)
-    assert await admin.status(product_id) == ProductStatus(9, 0)
+    assert await admin.status(product_id) == ProductStatus(9, 0, version=4)
     assert await buyers_of(admin, product_id) == []
 
 
 async def test_reset_deletes_every_key_of_the_product_and_of_no_other(
-    admin: Admin, product_id: str, redis_client: Redis
+    admin: Admin, product_id: str, redis_client: Redis, engine: RedisEngine
 ) -> None:
     other = f"{product_id}-other"
     for name in (product_id, other):
         await admin.init(name, 5)
-        await sell(redis_client, name, "a")
-        await redis_client.hset(f"product:{name}:sessions", "s", "1 5 1 0 0 1")
+        await sell(engine, name, "a")
     await admin.reset(product_id)
     assert await redis_client.keys(f"product:{product_id}:*") == []
-    assert await admin.status(other) == ProductStatus(4, 1)
+    assert await admin.status(other) == ProductStatus(4, 1, version=2)
     with pytest.raises(ProductNotFoundError, match=f"^Product '{product_id}' not found$"):
         await admin.reset(product_id)
 
@@ -130,12 +146,15 @@ async def test_keys_of_the_wrong_kind_are_reported_and_can_be_reset(
     await redis_client.set(f"product:{product_id}:stock", 5)
     await redis_client.set(f"product:{product_id}:buyers", "nobody")
     for call in (admin.status(product_id), buyers_of(admin, product_id), admin.init(product_id, 9)):
-        with pytest.raises(StoreUnavailableError, match="refused"):
+        with pytest.raises(StoreUnavailableError, match="wrong kind"):
             await call
     assert await redis_client.get(f"product:{product_id}:stock") == "5", "half an init"
+    await admin.init(product_id, 9, force=True)
+    assert await admin.status(product_id) == ProductStatus(9, 0, version=1)
+    await redis_client.set(f"product:{product_id}:holds", "nothing")
     await admin.reset(product_id)
     await admin.init(product_id, 9)
-    assert await admin.status(product_id) == ProductStatus(9, 0)
+    assert await admin.status(product_id) == ProductStatus(9, 0, version=1)
 
 
 # status and buyers
@@ -155,11 +174,11 @@ async def test_buyers_come_in_order_of_purchase_and_only_those_up_to_now(
     users = [f"u{number}" for number in range(count)]
     await redis_client.set(f"product:{product_id}:stock", 1_000_000)
     for first in range(0, count, 5_000):
-        await sell(redis_client, product_id, *users[first : first + 5_000])
+        await redis_client.lpush(f"product:{product_id}:buyers", *users[first : first + 5_000])
     found: list[str] = []
     async for buyer in admin.buyers(product_id):
         if len(found) % 1_000 == 0:
-            await sell(redis_client, product_id, "late-1", "late-2")  # meanwhile the sale goes on
+            await redis_client.lpush(f"product:{product_id}:buyers", "late-1", "late-2")  # meanwhile the sale goes on
         found.append(buyer)
     assert found == users
 
@@ -262,15 +281,15 @@ async def test_a_store_that_is_away_is_said_so_without_its_password(product_id: 
 
 
 async def test_a_store_without_memory_refuses_an_init_wholly(
-    admin: Admin, product_id: str, redis_client: Redis
+    admin: Admin, product_id: str, redis_client: Redis, engine: RedisEngine
 ) -> None:
     await admin.init(product_id, 5)
-    await sell(redis_client, product_id, "a")
+    await sell(engine, product_id, "a")
     await redis_client.config_set("maxmemory", 1)
     try:
         with pytest.raises(StoreUnavailableError, match=r"refused: .*memory"):
             await admin.init(product_id, 9, force=True)
-        assert await admin.status(product_id) == ProductStatus(4, 1)
+        assert await admin.status(product_id) == ProductStatus(4, 1, version=2)
     finally:
         await redis_client.config_set("maxmemory", 0)
     await admin.init(product_id, 9, force=True)

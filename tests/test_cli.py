@@ -20,11 +20,16 @@ import pytest
 import redis
 
 from flashsale import Client, Success, __version__
+from flashsale.domain import Answer, Batch, Purchase, Request
 from flashsale.launch import ServerProcess
 from flashsale.store.embedded import EmbeddedStore
+from flashsale.store.engine import RedisEngine
 
 PATIENCE_S = 30.0
-COMMANDS = ("serve", "init", "status", "buyers", "products", "reset", "watch", "demo", "completion")
+COMMANDS = (
+    "serve", "init", "restock", "refund", "pause", "resume", "close", "reset", "status", "buyers", "holds", "products",
+    "audit", "watch", "demo", "completion",
+)  # fmt: skip
 
 Result = subprocess.CompletedProcess[str]
 Argument = str | bytes
@@ -114,6 +119,21 @@ def sale(store: "redis.Redis", product: str) -> str:
     return product
 
 
+async def decide(home: Path, product: str, *requests: Request) -> list[Answer]:
+    """Have requests decided in the store of a home, as one batch."""
+    engine = RedisEngine(f"unix://{home}/valkey.sock")
+    try:
+        [answers] = await engine.commit([Batch(product, requests, 1)], timeout_s=PATIENCE_S)
+    finally:
+        await engine.close()
+    assert isinstance(answers, list), answers
+    return answers
+
+
+async def sell(home: Path, product: str, *users: str) -> list[Answer]:
+    return await decide(home, product, *(Purchase(product, user) for user in users))
+
+
 # The words of the README
 
 
@@ -121,10 +141,16 @@ def test_an_operators_day_in_the_words_of_the_readme(home: Path, store: "redis.R
     at = ("--home", str(home))
     assert said(run("init", "iphone15", "100", *at)) == "✓ Product 'iphone15' initialized with 100 units\n"
     assert store.get("product:iphone15:stock") == "100"
-    store.decrby("product:iphone15:stock", 58)
-    store.lpush("product:iphone15:buyers", *(f"user_{number}_0" for number in range(58)))
+    asyncio.run(sell(home, "iphone15", *(f"user_{number}_0" for number in range(58))))
     assert said(run("status", "iphone15", *at)) == (
-        "\n=== Product Status: iphone15 ===\nRemaining Stock:   42\nSuccessful Buyers: 58\n"
+        "\n=== Product Status: iphone15 ===\n"
+        "Remaining Stock:   42\n"
+        "Successful Buyers: 58\n"
+        "Sold:              58 units\n"
+        "Held:              0 units\n"
+        "Limit:             none\n"
+        "Window:            always\n"
+        "State:             open\n"
     )
     buyers = "".join(f"{number + 1}. user_{number}_0\n" for number in range(58))
     assert said(run("buyers", "iphone15", *at)) == f"=== Buyers for iphone15 (58 total) ===\n{buyers}"
@@ -141,7 +167,21 @@ def test_json_is_pure_and_whole(home: Path, store: "redis.Redis", sale: str) -> 
     status, buyers, products, none = run_all(
         [("status", sale, *at), ("buyers", sale, *at), ("products", *at), ("buyers", odd, *at)]
     )
-    assert json.loads(said(status)) == {"product_id": sale, "remaining_stock": 42, "sold": 58}
+    assert json.loads(said(status)) == {
+        "product_id": sale,
+        "remaining_stock": 42,
+        "successful_buyers": 58,
+        "sold": 58,
+        "held": 0,
+        "limit": None,
+        "opens_at": None,
+        "closes_at": None,
+        "hold_s": 900,
+        "hold_max_s": 3600,
+        "numbered": False,
+        "state": "open",
+        "version": 0,
+    }
     assert json.loads(said(buyers)) == {"product_id": sale, "buyers": [f"user_{n}_0" for n in range(58)]}
     assert {sale, odd} <= set(json.loads(said(products))["products"])
     assert json.loads(said(none)) == {"product_id": odd, "buyers": []}
@@ -288,10 +328,11 @@ async def test_commands_work_before_during_and_after_serve(empty_home: Path, pro
     )
     try:
         async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
-            assert [await client.purchase(product, f"u{n}") for n in range(2)] == [Success(2), Success(1)]
-            during = await asyncio.to_thread(run, "status", product, "--json", *at)
-            assert json.loads(said(during)) == {"product_id": product, "remaining_stock": 1, "sold": 2}
-            assert await client.purchase(product, "u2") == Success(0)
+            for number in range(2):
+                assert isinstance(await client.purchase(product, f"u{number}"), Success)
+            during = json.loads(said(await asyncio.to_thread(run, "status", product, "--json", *at)))
+            assert (during["remaining_stock"], during["sold"], during["version"]) == (1, 2, 3)
+            assert isinstance(await client.purchase(product, "u2"), Success)
     finally:
         assert await asyncio.to_thread(server.stop) == 0
     after = await asyncio.to_thread(run, "buyers", product, "--json", *at)
@@ -416,7 +457,7 @@ def test_reset_asks_on_a_terminal_and_only_there(home: Path, store: "redis.Redis
     call = ["reset", sale, "--home", str(home)]
     code, shown = on_a_terminal(call, b"n\n")
     assert code == 1
-    assert f"Delete product '{sale}' and its buyers?" in shown
+    assert f"Delete product '{sale}' with its buyers, holds and ledger?" in shown
     assert "Traceback" not in shown
     assert store.llen(f"product:{sale}:buyers") == 58
     code, shown = on_a_terminal(call, b"\n")  # the default is no
@@ -495,8 +536,15 @@ async def test_watch_follows_the_sales_as_they_happen(
     for event in events:
         assert isinstance(event.pop("timestamp"), int)
     assert events == [
-        {"event": "purchase", "product_id": product, "buyer": "bob\x1b[2J", "remaining": 1},
-        {"event": "purchase", "product_id": product, "buyer": "carol", "remaining": 0},
+        {
+            "event": "purchase",
+            "product_id": product,
+            "buyer": "bob\x1b[2J",
+            "remaining": 1,
+            "quantity": 1,
+            "version": 2,
+        },
+        {"event": "purchase", "product_id": product, "buyer": "carol", "remaining": 0, "quantity": 1, "version": 3},
         {"event": "sold_out", "product_id": product},
     ]
     for process in (everything, one, pure):

@@ -4,13 +4,15 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, cast
 
 from redis.asyncio import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from flashsale.domain import (
@@ -28,6 +30,7 @@ from flashsale.domain import (
     ProductStatus,
     Request,
     Terms,
+    make_code,
 )
 from flashsale.errors import (
     OutcomeUnknownError,
@@ -40,10 +43,13 @@ from flashsale.store import keys, scripts
 from flashsale.store.address import shown_url
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
+from flashsale.store.faults import NOT_EXECUTED_CODES, error_code
+from flashsale.store.records import HoldRecord, Sale, decode_hold, read_sale
 from flashsale.wire import decode_event
 
 ANSWER_TIMEOUT_S = 5.0
 _PAGE_COUNT = 10_000
+_HOLDS_PAGE_COUNT = 1_000
 _RESUBSCRIBE_PAUSE_S = 0.2
 
 
@@ -99,13 +105,19 @@ class Admin:
             int(terms.numbered),
         )
         if buyers or holds:
+            found = [f"{n} {what}{'s' * (n > 1)}" for n, what in ((buyers, "buyer"), (holds, "hold")) if n]
             raise ProductExistsError(
-                f"Product '{product_id}' already has {buyers} buyers and {holds} holds; "
-                "--force starts it anew and forgets them"
+                f"Product '{product_id}' already has {' and '.join(found)}; --force starts it anew and forgets them"
             )
 
+    async def now(self) -> int:
+        """Return the store's clock, in Unix seconds."""
+        async with self._errors():
+            seconds, _ = await self._redis.time()
+        return int(seconds)
+
     async def reset(self, product_id: str) -> None:
-        """Delete the product and its buyers; raises ProductNotFoundError when there is none."""
+        """Delete the product with all that is known of it; raises ProductNotFoundError when there is none."""
         if not await self._script(scripts.RESET, product_id):
             raise ProductNotFoundError(product_id)
 
@@ -128,11 +140,25 @@ class Admin:
         assert isinstance(answer, ProductStatus)
         return answer
 
+    async def sale(self, product_id: str) -> Sale:
+        """Return a sale as it stands at one instant, with its terms; raises ProductNotFoundError."""
+        await self.status(product_id)  # returns expired holds to stock, and finds keys that are not what they should be
+        async with self._errors(), self._redis.pipeline(transaction=True) as step:
+            step.time()
+            step.get(keys.key(product_id, "stock"))
+            step.llen(keys.key(product_id, "buyers"))
+            step.hgetall(keys.key(product_id, "sale"))
+            (now_s, _), stock, buyer_count, fields = await step.execute()
+        if stock is None:
+            raise ProductNotFoundError(product_id)
+        return read_sale(int(now_s), int(stock), buyer_count, fields)
+
     async def _decide(self, request: Request) -> Answer:
         """Have one request decided by the engine, as a batch of its own."""
         if self._engine is None:
-            self._engine = RedisEngine(self._url, durability=Durability.RELAXED)  # it asks for no promise
-            await self._engine.open()
+            engine = RedisEngine(self._url, durability=Durability.RELAXED)  # it asks for no promise
+            await engine.open()
+            self._engine = engine
         self._sequence += 1
         batch = Batch(request.product_id, [request], self._sequence)
         [outcome] = await self._engine.commit([batch], timeout_s=ANSWER_TIMEOUT_S)
@@ -144,11 +170,16 @@ class Admin:
             case NotExecuted(reason):
                 raise StoreUnavailableError(f"Redis at {shown_url(self._url)} refused: {reason}")
             case Defective(reason):
-                raise StoreUnavailableError(f"product '{request.product_id}' cannot be sold: {reason}")
+                raise StoreUnavailableError(f"Product '{request.product_id}' cannot be sold: {reason}")
+            case _ if isinstance(request, GetStatus):
+                raise StoreUnavailableError(f"Redis at {shown_url(self._url)} did not answer")
             case _:
-                raise OutcomeUnknownError(
-                    f"Redis at {shown_url(self._url)} did not answer; it is not known whether the command was done"
-                )
+                raise self._unknown()
+
+    def _unknown(self) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
+            f"Redis at {shown_url(self._url)} did not answer; it is not known whether the command was done"
+        )
 
     async def buyers(self, product_id: str) -> AsyncIterator[str]:
         """Yield the buyers in order of purchase, those up to now; raises ProductNotFoundError.
@@ -168,6 +199,32 @@ class Admin:
             for buyer in reversed(page):
                 yield buyer.decode(errors="replace")
 
+    async def holds(self, product_id: str) -> AsyncIterator[tuple[str, HoldRecord]]:
+        """Yield (code, hold) by deadline; those that begin or end meanwhile or not. Raises ProductNotFoundError.
+
+        A page begins at the deadline with which the last one ended, behind as many as were seen of that second.
+        """
+        await self.status(product_id)
+        last, seen = 0.0, 0
+        while True:
+            async with self._errors():
+                page = cast(
+                    "list[tuple[bytes, float]]",
+                    await self._redis.zrangebyscore(
+                        keys.key(product_id, "deadlines"), last, "+inf", seen, _HOLDS_PAGE_COUNT, withscores=True
+                    ),
+                )
+                if not page:
+                    return
+                found = await cast(
+                    "Awaitable[list[bytes | None]]",
+                    self._redis.hmget(keys.key(product_id, "holds"), [token for token, _ in page]),
+                )
+            for (token, deadline), packed in zip(page, found, strict=True):
+                last, seen = deadline, seen + 1 if deadline == last else 1
+                with suppress(ValueError):  # ended meanwhile, or somebody else wrote it
+                    yield make_code(token.decode(), product_id), decode_hold(packed or b"")
+
     async def products(self) -> list[str]:
         """Return the ids of all products, also of those whose stock was set by hand, sorted."""
         async with self._errors():
@@ -178,7 +235,16 @@ class Admin:
         return sorted(found)
 
     async def events(self) -> AsyncIterator[Event | None]:
-        """Yield sale events as they are published, for ever.
+        """Yield sale events as they are published, for ever; None as in `messages`."""
+        async for message in self.messages():
+            if message is None:
+                yield None
+                continue
+            with suppress(ValueError):  # somebody else's message on the channel
+                yield decode_event(message)
+
+    async def messages(self) -> AsyncIterator[bytes | None]:
+        """Yield what is published on the channel of events, for ever.
 
         Yields None whenever the subscription starts: at first, and after each broken link, in which events may have
         been missed (pub/sub forgets; the keys are the truth).
@@ -196,10 +262,7 @@ class Admin:
                     if message["type"] == "subscribe":
                         yield None
                     elif message["type"] == "message":
-                        try:
-                            yield decode_event(message["data"])
-                        except ValueError:
-                            continue  # somebody else's message on the channel
+                        yield message["data"]
             except (RedisError, OSError):
                 await asyncio.sleep(_RESUBSCRIBE_PAUSE_S)
             finally:
@@ -208,8 +271,16 @@ class Admin:
     async def _script(self, script: scripts.Script, product_id: str, *arguments: str | int) -> Any:
         names = keys.script_keys(product_id)
         async with self._errors():
-            # EVAL, not EVALSHA: these are rare, and so they work on a store that has just lost its scripts
-            return await self._redis.eval(script.source.decode(), len(names), *names, product_id, *map(str, arguments))
+            await self._redis.ping()  # connects: what fails from here on may have been done
+            try:
+                # EVAL, not EVALSHA: these are rare, and so they work on a store that has just lost its scripts
+                return await self._redis.eval(
+                    script.source.decode(), len(names), *names, product_id, *map(str, arguments)
+                )
+            except (RedisTimeoutError, RedisConnectionError) as error:
+                if error_code(error) in NOT_EXECUTED_CODES:  # LOADING and the like end the link, as redis-py sees it
+                    raise
+                raise self._unknown() from error
 
     @asynccontextmanager
     async def _errors(self) -> AsyncIterator[None]:

@@ -1,0 +1,111 @@
+"""What the commands share: arguments that check themselves, where the store is, and how things are printed."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from flashsale import app
+from flashsale.config import Config, load_config
+from flashsale.domain import check_product_id, check_stock, parse_order_id
+from flashsale.errors import InvalidValueError
+from flashsale.store.admin import Admin
+from flashsale.terms import parse_duration, parse_moment
+
+T = TypeVar("T")
+
+
+class _Checked(click.ParamType):  # type: ignore[type-arg]  # it takes none before click 8.3
+    """An argument checked by a function of the domain."""
+
+    def __init__(self, name: str, check: Callable[[str], object]) -> None:
+        self.name = name
+        self._check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._check(value) if isinstance(value, str) else value
+        except InvalidValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _check_units(value: str) -> int:
+    units = check_stock(value)
+    if not units:
+        raise InvalidValueError("0 is not a number of units here: give at least 1")
+    return units
+
+
+def _check_order_id(value: str) -> str:
+    if parse_order_id(value) is None:
+        raise InvalidValueError(f"'{printable(value)}' is not an order id: give one as its buyer was told it")
+    return value
+
+
+PRODUCT_ID = _Checked("id", check_product_id)
+STOCK = _Checked("units", check_stock)
+UNITS = _Checked("units", _check_units)
+ORDER_ID = _Checked("order", _check_order_id)
+DURATION = _Checked("duration", parse_duration)
+MOMENT = _Checked("time", parse_moment)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
+product_argument = click.argument("product_id", metavar="ID", type=PRODUCT_ID)
+
+
+def store_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Add the options that say where the store is; the command gets a Config first."""
+
+    @click.option(
+        "--config",
+        "config_path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="A TOML settings file.",
+    )
+    @click.option("--home", help="Directory of the embedded store.  [env: FLASHSALE_HOME]")
+    @click.option("--redis", help="A Redis or Valkey of your own: a URL, or HOST:PORT.  [env: REDIS_URL, REDIS_ADDR]")
+    @wraps(command)
+    def with_config(*args: Any, config_path: Path | None, home: str | None, redis: str | None, **rest: Any) -> T:
+        flags = {"home": home, "redis": redis}
+        for name in ("listen", "workers", "durability"):
+            flags[name] = rest.pop(name, None)
+        return command(load_config(config_path, os.environ, flags), *args, **rest)
+
+    return with_config
+
+
+def with_admin(config: Config, call: Callable[[Admin], Awaitable[T]]) -> T:
+    """Return what the call returns, with an operator's hands on the store of the settings."""
+    logging.getLogger("flashsale").addHandler(logging.NullHandler())  # a failure is told once, by the exception
+
+    async def run() -> T:
+        async with app.open_admin(store) as admin:
+            return await call(admin)
+
+    with app.open_store(config) as store:
+        return asyncio.run(run())
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON."""
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, right: frozenset[int] = frozenset()) -> None:
+    """Print rows of text in columns as wide as they need; those in `right` are numbers."""
+    table = [head, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    for row in table:
+        cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
+        click.echo("  ".join(cells).rstrip())
+
+
+def printable(text: str) -> str:
+    """Return the text with what could play tricks on a terminal escaped: user ids come from strangers."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,81 @@
+"""What the keys of a sale hold, read back: its counters and terms, and its holds."""
+
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Struct
+
+from flashsale.domain import PLAIN, Terms
+
+
+class HoldRecord(Struct, frozen=True, array_like=True):
+    """A live hold, as lua/rules.lua packs it. Moments are Unix seconds."""
+
+    user_id: str
+    quantity: int
+    item_id: int
+    """0 when the product's units are not numbered."""
+    request_id: str
+    version: int
+    """Of the change in the ledger with which it began."""
+    created_at: int
+    expires_at: int
+
+
+decode_hold = msgspec.msgpack.Decoder(HoldRecord).decode
+"""Raises msgspec.DecodeError, a ValueError."""
+encode_hold = msgspec.msgpack.Encoder().encode
+
+
+class Sale(Struct, frozen=True, kw_only=True):
+    """A sale at one instant."""
+
+    remaining: int
+    sold: int
+    """Units."""
+    held: int
+    """Units."""
+    buyer_count: int
+    """Entries in the list of buyers: one for each order that stands."""
+    terms: Terms
+    state: str
+    """open, paused, closed or not_open."""
+    version: int
+    """Of its last change; 0 while its stock was set by hand and nothing has changed since."""
+
+
+def read_sale(now_s: int, stock: int, buyer_count: int, fields: Mapping[bytes, bytes]) -> Sale:
+    """Return the sale that these are the keys of.
+
+    Args:
+        now_s: the store's clock.
+        stock: of its stock key.
+        buyer_count: the length of its list.
+        fields: of its hash `sale`; empty when its stock was set by hand.
+    """
+
+    def number(name: str, default: int = 0) -> int:
+        return int(fields.get(name.encode(), default))
+
+    terms = Terms(
+        limit=number("limit"),
+        opens_at=number("opens_at"),
+        closes_at=number("closes_at"),
+        hold_s=number("hold_s", PLAIN.hold_s),
+        hold_total_s=number("hold_total_s", PLAIN.hold_total_s),
+        numbered=b"items" in fields,
+    )
+    state = fields.get(b"state", b"open").decode()
+    if 0 < terms.closes_at <= now_s:
+        state = "closed"
+    elif state == "open" and now_s < terms.opens_at:
+        state = "not_open"
+    return Sale(
+        remaining=max(stock, 0),
+        sold=number("sold") if fields else buyer_count,
+        held=number("held"),
+        buyer_count=buyer_count,
+        terms=terms,
+        state=state,
+        version=number("version"),
+    )
