@@ -82,10 +82,14 @@ local function publish_sold_out()
     .. ',"timestamp":' .. now_s .. '}')
 end
 
--- What a sale whose stock was set by hand begins with: its name among the generations of a product, its counters, the
--- first change of its ledger.
+-- The name, among the generations of a product, of a sale whose stock was set by hand.
+local function new_epoch()
+  return string.sub(redis.sha1hex(session .. product .. now_ms), 1, 8)
+end
+
+-- What such a sale begins with: its counters, and the first change of its ledger.
 local function begin()
-  epoch = string.sub(redis.sha1hex(session .. product .. now_ms), 1, 8)
+  epoch = new_epoch()
   return {'epoch', epoch, 'initial', (stock_before + sold_before)},
     {'opened', stock_before, '', stock_before + sold_before, 0, '', sold_before}
 end

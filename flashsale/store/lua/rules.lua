@@ -444,7 +444,7 @@ end
 -- {kind, version, time in ms, epoch}
 local function refund(request)
   local order_version = request[2]
-  local order = request[4] == epoch and find_order(order_version)
+  local order = request[4] == (epoch or new_epoch()) and find_order(order_version)
   if not order or order[4] ~= request[3] then
     return {FAILED, ORDER_NOT_FOUND}
   end
