@@ -1,10 +1,10 @@
 """What a measurement works with: a server of its own on a fresh embedded store, and the operator's hands on both."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import uvloop
 from msgspec import Struct
 
 from bench.crowd import run_load
@@ -47,4 +47,4 @@ def on_rig(part: Callable[[Rig], Awaitable[Found]]) -> Found:
             async with open_admin(store) as admin:
                 return await part(Rig(home, store.url, server, admin))
 
-        return asyncio.run(run())
+        return uvloop.run(run())
