@@ -3,14 +3,47 @@
 from importlib.metadata import version
 
 from flashsale.client import Client
-from flashsale.domain import Answer, Busy, Failed, ProductStatus, SoldOut, Success, Unavailable, Unknown
+from flashsale.domain import (
+    Answer,
+    Busy,
+    Cancelled,
+    Closed,
+    Expired,
+    Failed,
+    FeedEvent,
+    Held,
+    ItemTaken,
+    Kind,
+    LimitExceeded,
+    Mark,
+    Mismatch,
+    NotOpen,
+    Paused,
+    ProductStatus,
+    SoldOut,
+    Success,
+    Unavailable,
+    Unknown,
+)
 
 __version__ = version("flashsale")
 __all__ = [
     "Answer",
     "Busy",
+    "Cancelled",
     "Client",
+    "Closed",
+    "Expired",
     "Failed",
+    "FeedEvent",
+    "Held",
+    "ItemTaken",
+    "Kind",
+    "LimitExceeded",
+    "Mark",
+    "Mismatch",
+    "NotOpen",
+    "Paused",
     "ProductStatus",
     "SoldOut",
     "Success",

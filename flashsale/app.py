@@ -18,6 +18,7 @@ from flashsale.batching import Batcher, Limits
 from flashsale.config import Config, split_address
 from flashsale.errors import ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
+from flashsale.feed import Feed
 from flashsale.launch import raise_descriptor_limit
 from flashsale.server import ServerLimits, TcpServer, bind
 from flashsale.store.address import redis_url, shown_url
@@ -25,6 +26,7 @@ from flashsale.store.admin import Admin
 from flashsale.store.calendar import RedisCalendar
 from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
+from flashsale.store.ledger import RedisLedger
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +137,8 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
     )
     await engine.open()
     batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True))
-    server = TcpServer(batcher.submit, msgspec.convert(config, ServerLimits, from_attributes=True))
+    feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
+    server = TcpServer(batcher.submit, msgspec.convert(config, ServerLimits, from_attributes=True), feed)
     calendar = RedisCalendar(store.url)
     sweeping = loop.create_task(Sweeper(calendar, batcher.submit).run())
     try:
@@ -148,6 +151,7 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
     _log.info("draining %d connections", server.connection_count)
     sweeping.cancel()
     await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
+    await feed.close()
     await engine.close()
     await calendar.close()
     _log.info("stopped")

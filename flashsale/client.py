@@ -1,12 +1,28 @@
-"""The client library: purchases over one pipelined connection, with time-outs, reconnecting, and typed answers."""
+"""The client library: requests over one pipelined connection, with time-outs, reconnecting, and typed answers.
+
+What a subscriber hears is in subscriber.py: it has a connection of its own.
+"""
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
+from weakref import WeakSet
 
-from flashsale.domain import Answer, GetStatus, Purchase, Request
+from flashsale.domain import (
+    Answer,
+    BuyerRequest,
+    Cancel,
+    Confirm,
+    Extend,
+    FeedEvent,
+    GetStatus,
+    Purchase,
+    Reserve,
+)
 from flashsale.errors import AnswerTimeoutError, ConnectionLostError, FlashsaleError, ProtocolError
+from flashsale.subscriber import RECONNECT_PAUSE_S, Subscription
 from flashsale.wire import (
     PAYLOAD_SIZE_MAX,
     FrameReader,
@@ -16,8 +32,6 @@ from flashsale.wire import (
     encode_request,
 )
 
-_RECONNECT_PAUSE_S = 0.05
-
 
 class Client:
     """A client of one flashsale server; an async context manager, safe for any number of tasks at once.
@@ -26,8 +40,14 @@ class Client:
             answer = await client.purchase("iphone15", "user_1")
 
     Requests are pipelined over one connection, which is made with the first request and again after it broke. A request
-    that was under way when it broke is never sent again by itself: a purchase has no identity yet by which the server
-    would know it, so the caller decides.
+    that was under way when it broke is never sent again by itself. With a request id the caller may send it again, and
+    gets the first answer if there was one.
+
+    Every method that asks returns the server's answer, also when that is a refusal, such as Busy, Unavailable or Failed
+    with the server's words, and raises:
+        ConnectionLostError: no connection could be made, or it broke before the answer (outcome unknown).
+        AnswerTimeoutError: no answer within `timeout_s`: the outcome is unknown.
+        ProtocolError: the server answered something else.
     """
 
     def __init__(
@@ -49,6 +69,7 @@ class Client:
         self._host, self._port = host, port
         self._timeout_s, self._connect_timeout_s = timeout_s, connect_timeout_s
         self._link: _Link | None = None
+        self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._connecting = asyncio.Lock()
         self._closed = False
 
@@ -63,30 +84,91 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; requests under way raise ConnectionLostError."""
+        """Close the connections; requests under way raise ConnectionLostError, and so do subscriptions."""
         self._closed = True
+        for subscription in self._subscriptions:
+            subscription.close()
         if self._link is not None:
             self._link.close()
 
-    async def purchase(self, product_id: str, user_id: str) -> Answer:
-        """Buy one unit: Success, SoldOut, Busy, Unknown, or Failed with the server's words.
+    async def purchase(
+        self,
+        product_id: str,
+        user_id: str,
+        *,
+        quantity: int = 1,
+        request_id: str | None = None,
+        item_id: int | None = None,
+    ) -> Answer:
+        """Buy: Success, SoldOut, LimitExceeded, NotOpen, Paused, Closed, ItemTaken, Mismatch, or a refusal."""
+        return await self._ask(Purchase(product_id, user_id, quantity, request_id, item_id))
 
-        Raises:
-            ConnectionLostError: no connection could be made, or it broke before the answer (outcome unknown).
-            AnswerTimeoutError: no answer within `timeout_s`: the outcome is unknown.
-            ProtocolError: the server answered something else.
-        """
-        return await self._ask(Purchase(product_id, user_id))
+    async def reserve(
+        self,
+        product_id: str,
+        user_id: str,
+        *,
+        quantity: int = 1,
+        request_id: str | None = None,
+        item_id: int | None = None,
+        hold_seconds: int | None = None,
+    ) -> Answer:
+        """Hold units for a while: Held, with the code of the hold, or what `purchase` returns instead of Success."""
+        return await self._ask(Reserve(product_id, user_id, quantity, request_id, item_id, hold_seconds))
+
+    async def confirm(self, code: str, request_id: str | None = None) -> Answer:
+        """Buy what is held: Success, Cancelled or Expired if it ended otherwise, or a refusal."""
+        return await self._ask(Confirm(code, request_id))
+
+    async def cancel(self, code: str) -> Answer:
+        """Give back what is held: Cancelled, Expired, or a refusal."""
+        return await self._ask(Cancel(code))
+
+    async def extend(self, code: str, hold_seconds: int) -> Answer:
+        """Hold on for so many seconds from now, as far as the sale allows: Held, Cancelled, Expired, or a refusal."""
+        return await self._ask(Extend(code, hold_seconds))
 
     async def status(self, product_id: str) -> Answer:
-        """Return a ProductStatus, or Failed with the server's words; raises as `purchase` does."""
+        """Return a ProductStatus, or a refusal."""
         return await self._ask(GetStatus(product_id))
 
+    def subscribe(
+        self, product_id: str | None = None, after_version: int | None = None, *, epoch: str | None = None
+    ) -> AsyncIterator[FeedEvent]:
+        """Iterate over the changes of a product, or of all, as they come; for ever, over a connection of its own.
+
+        After a broken link it subscribes again from where it was: no change is missed, none is told twice. What cannot
+        be had any more is told by an event `gap`; `reset` says that the product was deleted or opened anew. Whoever
+        iterates slowly is waited for: the changes wait in the server's ledger.
+
+        Args:
+            product_id: None follows all products, also those to come.
+            after_version: begin with the change behind this version; None begins with the next.
+            epoch: of the sale that `after_version` belongs to, as `opened` and `reset` told it.
+
+        Raises:
+            ProductNotFoundError: there is no such product at the beginning. One that is deleted later is waited for.
+            ConnectionLostError: at the beginning, no subscription could be had within `connect_timeout_s`; or the
+                client is closed.
+            ProtocolError: the server refused the request, or sent what is no event.
+        """
+        subscription = Subscription(
+            self._host,
+            self._port,
+            product_id,
+            after_version,
+            epoch,
+            timeout_s=self._timeout_s,
+            connect_timeout_s=self._connect_timeout_s,
+        )
+        self._subscriptions.add(subscription)
+        return subscription.events()
+
     async def ping(self, payload: bytes = b"") -> bytes:
-        """Return the payload as the server echoes it; raises as `purchase` does."""
+        """Return the payload as the server echoes it."""
         return await self._exchange(encode_frame(MessageType.PING, payload))
 
-    async def _ask(self, request: Request) -> Answer:
+    async def _ask(self, request: BuyerRequest) -> Answer:
         payload = await self._exchange(encode_request(request))
         try:
             return decode_answer(payload)
@@ -121,10 +203,10 @@ class Client:
                         _, self._link = await loop.create_connection(_Link, self._host, self._port)
                     return self._link
                 except OSError as error:  # also the time-out
-                    if loop.time() + _RECONNECT_PAUSE_S >= deadline:
+                    if loop.time() + RECONNECT_PAUSE_S >= deadline:
                         reason = error.strerror or "no connection in time"
                         raise ConnectionLostError(f"cannot reach {self._host}:{self._port}: {reason}") from error
-                await asyncio.sleep(_RECONNECT_PAUSE_S)
+                await asyncio.sleep(RECONNECT_PAUSE_S)
 
 
 class _Link(asyncio.Protocol):

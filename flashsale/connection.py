@@ -1,13 +1,14 @@
-"""One client's connection without its socket: bytes in, requests out; answers in, bytes out, in order.
+"""One client's connection without its socket: bytes in, requests out; answers and events in, bytes out, in order.
 
 The shell (server.py) hands every segment to `receive`, submits the requests that come back, and hands each answer to
 `answer` with the request's ticket. Answers may come in any order; `data_to_send` gives them in the order of the
-requests (protocol.md, "Pipelining and order").
+requests (protocol.md, "Pipelining and order"). What is pushed goes between them, frame by frame, and delays none.
 """
 
-from flashsale.domain import Answer, Failed, Request
+from flashsale.domain import Answer, Failed
 from flashsale.wire import (
     PAYLOAD_TOO_LARGE,
+    ClientRequest,
     Frame,
     FrameReader,
     MessageType,
@@ -81,7 +82,7 @@ class ServerConnection:
         """Whether the peer has begun a frame and not finished it."""
         return self._reader.incomplete
 
-    def receive(self, data: bytes) -> list[tuple[int, Request]]:
+    def receive(self, data: bytes) -> list[tuple[int, ClientRequest]]:
         """Take a segment and return (ticket, request) for each request that someone must decide.
 
         What the connection answers by itself (PING, every error) goes straight to the output.
@@ -94,15 +95,15 @@ class ServerConnection:
             return []
         return self._take(frames)
 
-    def resume(self) -> list[tuple[int, Request]]:
+    def resume(self) -> list[tuple[int, ClientRequest]]:
         """Return the requests that waited behind the in-flight limit, as far as it now allows."""
         if not self.saturated:
             return []
         waiting, self._waiting, self.saturated = self._waiting, [], False
         return self._take(waiting)
 
-    def _take(self, frames: list[Frame]) -> list[tuple[int, Request]]:
-        requests: list[tuple[int, Request]] = []
+    def _take(self, frames: list[Frame]) -> list[tuple[int, ClientRequest]]:
+        requests: list[tuple[int, ClientRequest]] = []
         for position, frame in enumerate(frames):
             if self._next - self._head >= self._in_flight_count_max or self._early_size >= EARLY_SIZE_MAX:
                 self._waiting, self.saturated = frames[position:], True
@@ -132,6 +133,14 @@ class ServerConnection:
         """Give the answer to one request; each ticket exactly once."""
         self._put(ticket, encode_answer(ticket & _TYPE_MASK, answer))
 
+    def has_answered(self, ticket: int) -> bool:
+        """Whether the answer to that request has had its turn."""
+        return ticket >> _TYPE_BITS < self._head
+
+    def push(self, frames: bytes) -> None:
+        """Send whole frames that answer nothing, behind the answers whose turn has come so far."""
+        self._out.append(frames)
+
     def _put(self, ticket: int, frame: bytes) -> None:
         index = ticket >> _TYPE_BITS
         if index != self._head:
@@ -151,7 +160,7 @@ class ServerConnection:
                 self._early = None
 
     def data_to_send(self) -> bytes:
-        """Return, once, the answers whose turn has come; empty when there are none."""
+        """Return, once, the answers whose turn has come and what was pushed; empty when there is nothing."""
         out = self._out
         if not out:
             return b""

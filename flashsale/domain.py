@@ -59,6 +59,7 @@ RequestId = Annotated[str, Meta(min_length=1, max_length=REQUEST_ID_SIZE_MAX)]
 ItemId = Annotated[int, Meta(ge=1, le=ITEMS_MAX)]
 Version = Annotated[int, Meta(ge=0, le=STOCK_MAX)]
 HoldSeconds = Annotated[int, Meta(ge=1, le=HOLD_MAX_S)]
+Epoch = Annotated[str, Meta(max_length=64)]
 
 
 # Requests of buyers. Empty ids and codes are the connection's to refuse; every one may be asked `product_id` and
@@ -180,6 +181,8 @@ class Subscribe(Struct, frozen=True, gc=False, omit_defaults=True):
     product_id: str | None = None
     after_version: Version | None = None
     """Replay the ledger from behind this version; None begins with the next change. Of one product alone."""
+    epoch: Epoch | None = None
+    """The epoch that `after_version` belongs to, so that a product that was opened anew meanwhile is noticed."""
 
 
 BuyerRequest: TypeAlias = Purchase | Reserve | Confirm | Cancel | Extend | GetStatus
@@ -284,6 +287,20 @@ class Swept(Struct, frozen=True, gc=False, tag_field="status", tag="SWEPT"):
     more: bool
 
 
+class Subscribed(Struct, frozen=True, gc=False, kw_only=True, tag_field="status", tag="SUBSCRIBED", omit_defaults=True):
+    """Events follow: `{"status":"SUBSCRIBED","product_id":"p","version":7,"epoch":"0f3c9a21"}`.
+
+    To a subscription to all products it is `{"status":"SUBSCRIBED","version":0}`, and one event `subscribed` for each
+    product tells where it begins.
+    """
+
+    product_id: str | None = None
+    version: int
+    """The ledger's last; 0 when it has not begun. Without `after_version` the next event is the one after it."""
+    epoch: str = ""
+    """Of the product, which order ids carry too; absent when its ledger has not begun."""
+
+
 class Busy(Struct, frozen=True, gc=False, tag_field="status", tag="BUSY"):
     """A bound was reached; the request was not executed and may be repeated later."""
 
@@ -321,6 +338,7 @@ Answer: TypeAlias = (
     | ProductStatus
     | Changed
     | Swept
+    | Subscribed
     | Busy
     | Unavailable
     | Unknown
@@ -482,6 +500,33 @@ class Change(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When the hold ends, in Unix seconds."""
 
 
+class Standing(Struct, frozen=True):
+    """How far the ledger of a product has come."""
+
+    exists: bool
+    """There is such a sale, perhaps one whose stock was set by hand and whose ledger has not begun."""
+    epoch: str = ""
+    """Empty while there is no ledger."""
+    version: int = 0
+
+
+class Page(Struct, frozen=True, kw_only=True):
+    """A stretch of the ledger of a product."""
+
+    product_id: str
+    epoch: str
+    version: int
+    """The ledger's last, which may be far behind the end of the page."""
+    batches: list[list[Change]]
+    """Changes in order, those of one batch together."""
+    complete: bool
+    """The page ends where the ledger ends, at `version`: what is missing before that is missing for good."""
+    position: int = 0
+    """Read on behind this version; more than the last change's when somebody else has written there."""
+    order_times: dict[int, int] = {}
+    """Version of an order that was refunded here -> when it was made, in Unix ms, as far as it is known."""
+
+
 # Events
 
 
@@ -516,6 +561,47 @@ class ChangeEvent(Struct, frozen=True, omit_defaults=True):
 
 
 Event: TypeAlias = PurchaseEvent | SoldOutEvent | ChangeEvent
+
+
+class Mark(StrEnum):
+    """Events of a subscription that are no changes."""
+
+    SUBSCRIBED = "subscribed"
+    """To all products: this one is followed from behind `version` of `epoch`."""
+    GAP = "gap"
+    """The changes behind `after_version` up to `version` are no longer kept; what follows comes after them."""
+    RESET = "reset"
+    """The product was deleted or opened anew: nothing that was told of it holds; what follows is the new sale's."""
+
+
+class FeedEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change of a product as a subscriber hears it, or a mark: what a frame of type EVENT carries.
+
+    `{"event":"sold","product_id":"p","version":8,"timestamp":1764000000,"remaining":91,"buyer":"u","quantity":2,
+    "order_id":"19ab…"}`. Fields that do not apply are absent. The client's request id and the codes of holds are
+    nobody else's business and never in it.
+    """
+
+    event: str
+    """A Kind or a Mark; others may come to be."""
+    product_id: str
+    version: int = 0
+    """Of a change: one more than that of the change before. Absent of `reset`."""
+    timestamp: int = 0
+    """The store's clock when it changed, in Unix seconds; of changes alone."""
+    remaining: int | None = None
+    """Units left after it; of changes alone."""
+    buyer: str = ""
+    """The user id."""
+    quantity: int = 0
+    """Units sold, held, given back or added; of `opened`, the units of the whole sale."""
+    item_id: int = 0
+    order_id: str = ""
+    """Of `sold` and `confirmed`; of `refunded` as far as the ledger still knows the order."""
+    after_version: int | None = None
+    """Of `gap` alone: the last version before those that are missing."""
+    epoch: str = ""
+    """Of `opened`, `reset` and `subscribed`: the sale that versions belong to from here on."""
 
 
 # Checks of what an operator types

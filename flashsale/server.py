@@ -1,10 +1,12 @@
 """The TCP door: sockets in, answers out. It moves bytes; connection.py understands them, the batcher decides.
 
 Flow control goes both ways: a client that does not read its answers, or has too many requests under way, is not read
-from. Every connection has deadlines, kept by one sweep a second rather than a timer each.
+from; a subscriber that takes no more is not pushed to, and the feed goes on from there once it does. Every connection
+has deadlines, kept by one sweep a second rather than a timer each.
 """
 
 import asyncio
+import math
 import resource
 import socket
 from collections.abc import Awaitable, Callable
@@ -13,9 +15,11 @@ from typing import cast
 from msgspec import Struct
 
 from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
-from flashsale.domain import BUSY, NOT_EXECUTED, Answer, Request
+from flashsale.domain import BUSY, NOT_EXECUTED, Answer, Failed, Request, Subscribe
 from flashsale.errors import ListenError
-from flashsale.wire import PAYLOAD_SIZE_DEFAULT, MessageType, encode_answer
+from flashsale.feed import Feed
+from flashsale.subscriptions import Subscriber
+from flashsale.wire import PAYLOAD_SIZE_DEFAULT, SUBSCRIBER_TOO_SLOW, ClientRequest, MessageType, encode_answer
 
 LISTEN_BACKLOG = 65_535
 """Asked for; the kernel cuts it to net.core.somaxconn. With uvloop's default of 100, 10,000 clients at once hang."""
@@ -23,6 +27,9 @@ LISTEN_BACKLOG = 65_535
 _SWEEP_S = 1.0
 _DESCRIPTORS_KEPT = 64  # for the store, the listeners, files
 _TOO_MANY = encode_answer(MessageType.NOTICE, BUSY)
+
+# A subscriber may send nothing for as long as it likes, so the kernel asks whether it is still there.
+_KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 Submit = Callable[[Request, "Session", int], None]
 
@@ -39,21 +46,22 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     frame_timeout_s: float = 10.0
     """From connecting to the first whole frame, and for any frame once begun."""
     idle_timeout_s: float = 300.0
-    """Without a whole frame from the client and nothing to answer."""
+    """Without a whole frame from the client and nothing to answer; a subscriber may be silent."""
     write_timeout_s: float = 10.0
-    """A client that does not read its answers is dropped after this."""
+    """A client that does not read its answers, or its events, is dropped after this."""
     linger_timeout_s: float = 2.0
     """After the last answer, for the client to take it and close."""
 
 
 class Session(asyncio.Protocol):
-    """One client: the shell around a ServerConnection, and the sink of its answers."""
+    """One client: the shell around a ServerConnection, the sink of its answers, perhaps a subscriber."""
 
     __slots__ = (
         "_blocked_sweeps",
         "_connection",
         "_ended",
         "_finishing",
+        "_listening",
         "_peer_ended",
         "_reading",
         "_server",
@@ -61,6 +69,7 @@ class Session(asyncio.Protocol):
         "_swept",
         "_transport",
         "answer",
+        "has_answered",
     )
 
     def __init__(self, server: "TcpServer") -> None:
@@ -70,6 +79,8 @@ class Session(asyncio.Protocol):
             payload_size_max=limits.payload_size_max, in_flight_count_max=limits.in_flight_count_max
         )
         self.answer: Callable[[int, Answer], None] = self._connection.answer
+        self.has_answered: Callable[[int], bool] = self._connection.has_answered
+        self._listening = False
         self._transport: asyncio.Transport | None = None
         self._reading = True
         self._finishing = False  # end as soon as everything is answered
@@ -105,6 +116,8 @@ class Session(asyncio.Protocol):
         self._transport = None
         self._ended = True
         self._server.forget(self)
+        if self._server.feed is not None:
+            self._server.feed.forget(self)
 
     def pause_writing(self) -> None:
         """Stop reading from a client that does not take its answers."""
@@ -116,7 +129,7 @@ class Session(asyncio.Protocol):
         self._blocked_sweeps = -1
         self.flush()
 
-    # Called by the batcher and the server
+    # Called by the batcher and the feed
 
     def flush(self) -> None:
         """Send the answers whose turn has come, then read on or end as the connection's state says."""
@@ -128,11 +141,58 @@ class Session(asyncio.Protocol):
         data = connection.data_to_send()
         if data:
             transport.write(data)
+        if self._listening and self._server.feed is not None:
+            self._server.feed.pump(self)
         if connection.closing or self._finishing:
             if not connection.unanswered_count and not connection.saturated:
                 self._end(transport)
         elif connection.saturated or not self._reading:
             self._set_reading(reading=not connection.saturated and self._blocked_sweeps < 0)
+
+    # Called by the feed
+
+    @property
+    def listening(self) -> bool:
+        """Whether it has subscriptions."""
+        return self._listening
+
+    @listening.setter
+    def listening(self, listening: bool) -> None:
+        if listening and not self._listening and self._transport is not None:
+            _keep_alive(self._transport)
+        self._listening = listening
+
+    @property
+    def connected(self) -> bool:
+        """Whether the client is still there."""
+        return not self._ended and self._transport is not None
+
+    @property
+    def writable(self) -> bool:
+        """Whether events may be pushed: the client takes what it is sent, and nobody has said that this is the end."""
+        transport = self._transport
+        return (
+            not self._ended
+            and not self._finishing
+            and self._blocked_sweeps < 0
+            and transport is not None
+            and not transport.is_closing()
+        )
+
+    def push(self, frames: bytes) -> None:
+        """Send events, behind what has been answered so far."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._connection.push(frames)
+            self._transport.write(self._connection.data_to_send())
+
+    def dismiss(self, answer: Answer) -> None:
+        """Tell a subscriber why it is parted from, and end; what it is sent no more it can ask for again."""
+        transport = self._transport
+        if transport is not None and not self._ended and not transport.is_closing():
+            self.push(encode_answer(MessageType.NOTICE, answer))
+            self._end(transport)
+
+    # Called by the server
 
     def finish(self) -> None:
         """End as soon as everything that was asked is answered."""
@@ -158,20 +218,27 @@ class Session(asyncio.Protocol):
         elif connection.received_count == 0 or connection.incomplete:
             still_max_s = limits.frame_timeout_s
         else:
-            still_max_s = limits.idle_timeout_s
-        if (
-            self._still_sweeps - 1
-        ) * _SWEEP_S > still_max_s or self._blocked_sweeps * _SWEEP_S > limits.write_timeout_s:
+            still_max_s = math.inf if self._listening else limits.idle_timeout_s
+        if (self._still_sweeps - 1) * _SWEEP_S > still_max_s:
             self.abort()
+        elif self._blocked_sweeps * _SWEEP_S > limits.write_timeout_s:
+            if self._listening and not self._ended:
+                self._blocked_sweeps = 0  # as long again for what it was sent before, and for the reason
+                self.dismiss(Failed(SUBSCRIBER_TOO_SLOW))
+            else:
+                self.abort()
 
     def abort(self) -> None:
         """Drop the client now."""
         if self._transport is not None:
             self._transport.abort()
 
-    def _submit(self, requests: list[tuple[int, Request]]) -> None:
+    def _submit(self, requests: list[tuple[int, ClientRequest]]) -> None:
         for ticket, request in requests:
-            self._server.submit(request, self, ticket)
+            if isinstance(request, Subscribe):
+                self._server.subscribe(request, self, ticket)
+            else:
+                self._server.submit(request, self, ticket)
 
     def _end(self, transport: asyncio.Transport) -> None:
         """Shut our side and let the client close.
@@ -198,14 +265,17 @@ class Session(asyncio.Protocol):
 class TcpServer:
     """Accepts clients on one listening socket and keeps their deadlines."""
 
-    def __init__(self, submit: Submit, limits: ServerLimits | None = None) -> None:
+    def __init__(self, submit: Submit, limits: ServerLimits | None = None, feed: Feed | None = None) -> None:
         """Serve nothing yet.
 
         Args:
             submit: takes (request, sink, ticket); the batcher's.
             limits: the bounds; the connection cap is lowered to what the descriptor limit allows.
+            feed: serves subscribers; without it they are told UNAVAILABLE.
         """
         self.submit = submit
+        self.subscribe = feed.subscribe if feed is not None else _refuse
+        self.feed = feed
         self.limits = limits or ServerLimits()
         self._sessions: set[Session] = set()
         self._empty = asyncio.Event()
@@ -234,7 +304,7 @@ class TcpServer:
         """
         if self._listener is not None:
             self._listener.close()
-        self.submit = _refuse
+        self.submit = self.subscribe = _refuse
         try:
             async with asyncio.timeout(timeout_s):
                 for session in list(self._sessions):
@@ -269,8 +339,18 @@ class TcpServer:
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
 
-def _refuse(request: Request, session: Session, ticket: int) -> None:
+def _refuse(request: ClientRequest | Request, session: Subscriber, ticket: int) -> None:
     session.answer(ticket, NOT_EXECUTED)
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    """Have the kernel find out when the client is gone without a word."""
+    found = transport.get_extra_info("socket")
+    if found is not None:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE:
+            if hasattr(socket, name):  # not everywhere under this name
+                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:

@@ -22,6 +22,7 @@ from flashsale.domain import (
     Confirm,
     Event,
     Extend,
+    FeedEvent,
     GetStatus,
     Purchase,
     PurchaseEvent,
@@ -61,6 +62,7 @@ INVALID_JSON = "invalid json"
 MISSING_FIELD = "missing product_id or user_id"
 MISSING_CODE = "missing code"
 PAYLOAD_TOO_LARGE = "payload too large"
+SUBSCRIBER_TOO_SLOW = "subscriber too slow"
 
 
 Frame: TypeAlias = tuple[int, bytes]
@@ -141,8 +143,9 @@ _REQUEST_TYPES = {kind: number for number, kind in _REQUESTS.items()}
 _ANSWER_DECODER: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 _EVENT_DECODER: msgspec.json.Decoder[PurchaseEvent | SoldOutEvent] = msgspec.json.Decoder(PurchaseEvent | SoldOutEvent)
 _CHANGE_DECODER: msgspec.json.Decoder[ChangeEvent] = msgspec.json.Decoder(ChangeEvent)
+_FEED_EVENT_DECODER: msgspec.json.Decoder[FeedEvent] = msgspec.json.Decoder(FeedEvent)
 _encode_json = msgspec.json.Encoder().encode
-_BOUNDED = re.compile(r"`\$\.(quantity|request_id|item_id|hold_seconds|after_version)`$")
+_BOUNDED = re.compile(r"`\$\.(quantity|request_id|item_id|hold_seconds|after_version|epoch)`$")
 
 
 def decode_request(frame: Frame) -> ClientRequest | str:
@@ -210,3 +213,13 @@ def decode_event(payload: bytes) -> Event:
         return _EVENT_DECODER.decode(payload)
     except msgspec.ValidationError:
         return _CHANGE_DECODER.decode(payload)
+
+
+def encode_feed_event(event: FeedEvent) -> bytes:
+    """Return the frame of type EVENT that tells a subscriber of this."""
+    return encode_frame(MessageType.EVENT, _encode_json(event))
+
+
+def decode_feed_event(payload: bytes) -> FeedEvent:
+    """Return the event that a frame of type EVENT carries; raises msgspec.DecodeError when it is none."""
+    return _FEED_EVENT_DECODER.decode(payload)

@@ -1,0 +1,317 @@
+"""Subscriptions, kept served: whoever asked for the changes of a product gets each once, in order, at his own pace.
+
+Two tasks read the ledgers, each with a connection of its own. `_follow` waits for what is new; the last changes of each
+product are kept in memory, already encoded, and most subscribers are served from there. `_read` asks where a ledger
+stands for those who subscribe, and reads pages for those who are further behind: for the last of them, so that each
+page serves everyone it reaches.
+
+A worker without subscribers asks the store nothing.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from flashsale.domain import BUSY, NOT_EXECUTED, Page, Standing, Subscribe
+from flashsale.errors import StoreUnavailableError
+from flashsale.subscriptions import Cursor, FeedLimits, Subscriber, Subscriptions, Tail
+from flashsale.window import Window
+
+_log = logging.getLogger(__name__)
+
+_WAIT_S = 0.25
+"""For so long at most a product that is new to this worker is not yet waited for."""
+_CHECK_S = 1.0
+"""How often products are looked for that are new, deleted or opened anew."""
+_RETRY_PAUSE_S = 0.2
+_SLICE_COUNT = 256
+"""Subscribers served before the buyers of this worker have a turn."""
+
+
+class Ledger(Protocol):
+    """Reads the ledgers of products; one call at a time. Every method raises StoreUnavailableError."""
+
+    async def standings(self, product_ids: Sequence[str]) -> list[Standing | None]:
+        """Return how far each ledger has come; None for one that cannot be read."""
+        ...
+
+    async def products(self) -> set[str]:
+        """Return the ids of the products that have a ledger."""
+        ...
+
+    async def page(self, product_id: str, after_version: int) -> Page | None:
+        """Return what the ledger holds behind a version, or the first part of it; None when it cannot be read."""
+        ...
+
+    async def wait(self, positions: Mapping[str, int], timeout_s: float) -> list[Page]:
+        """Wait until one of these ledgers grows beyond its position; return what came, nothing after the time-out."""
+        ...
+
+    async def close(self) -> None:
+        """Give up the connection."""
+        ...
+
+
+class _Asked(Struct, frozen=True):
+    request: Subscribe
+    subscriber: Subscriber
+    ticket: int
+
+
+class Feed:
+    """Takes subscriptions and serves them. Belongs to one event loop."""
+
+    def __init__(self, reading: Ledger, following: Ledger, limits: FeedLimits | None = None) -> None:
+        """Serve nobody yet.
+
+        Args:
+            reading: for what subscribers ask for.
+            following: for waiting.
+            limits: the bounds.
+        """
+        self._reading, self._following = reading, following
+        self._limits = limits or FeedLimits()
+        self._loop = asyncio.get_running_loop()
+        self._subscriptions = Subscriptions(self._limits)
+        self._tails = self._subscriptions.tails
+        self._behind = self._subscriptions.behind
+        self._asked: list[_Asked] = []
+        self._to_read = asyncio.Event()
+        self._to_follow = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._trouble: str | None = None
+
+    # Called by the door
+
+    def subscribe(self, request: Subscribe, subscriber: Subscriber, ticket: int) -> None:
+        """Take a SUBSCRIBE; its answer comes when the store has told where the ledger stands."""
+        if len(self._asked) >= self._limits.asked_count_max:
+            subscriber.answer(ticket, BUSY)
+            return
+        if not self._tasks:
+            self._tasks = [self._loop.create_task(self._read()), self._loop.create_task(self._follow())]
+        self._asked.append(_Asked(request, subscriber, ticket))
+        self._to_read.set()
+
+    def pump(self, subscriber: Subscriber) -> None:
+        """Serve a subscriber that takes more again, or that has had an answer."""
+        self._subscriptions.pump(subscriber)
+        self._wake_reader()
+
+    def forget(self, subscriber: Subscriber) -> None:
+        """Let go of a subscriber that is gone."""
+        self._subscriptions.forget(subscriber)
+
+    async def close(self) -> None:
+        """Stop; SUBSCRIBEs without an answer are refused."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._refuse(self._asked)
+        self._asked = []
+        await self._reading.close()
+        await self._following.close()
+
+    # Reading what subscribers ask for
+
+    async def _read(self) -> None:
+        while True:
+            await self._to_read.wait()
+            self._to_read.clear()
+            await self._survive(self._read_all())
+
+    async def _read_all(self) -> None:
+        while self._asked or self._behind:
+            if self._asked:
+                await self._admit()
+            if self._behind:
+                await self._catch_up(next(iter(self._behind)))
+
+    async def _admit(self) -> None:
+        """Ask where the ledgers stand that somebody wants to follow, and begin."""
+        asked, self._asked = self._asked[:_SLICE_COUNT], self._asked[_SLICE_COUNT:]
+        everything: set[str] = set()
+        try:
+            if not all(item.request.product_id for item in asked):
+                everything = await self._reading.products()
+            names = sorted(everything | {item.request.product_id for item in asked if item.request.product_id})
+            known = self._known(names)
+            standings = dict(zip(names, await self._reading.standings(names), strict=True))
+        except BaseException:
+            self._refuse(asked)
+            raise
+        if self._known(names) != known:
+            self._asked = asked + self._asked  # what was read may be of before
+            return
+        for name, standing in standings.items():
+            tail = self._tails.get(name)
+            if tail is not None and standing is not None and tail.window.epoch != standing.epoch:
+                tail.renew(standing.epoch)
+        for request, subscriber, ticket in ((item.request, item.subscriber, item.ticket) for item in asked):
+            if not subscriber.connected:
+                continue
+            product_id = request.product_id
+            if product_id:
+                answer = self._subscriptions.enter(request, product_id, standings[product_id], subscriber, ticket)
+            else:
+                found = {name: standings[name] for name in everything}
+                answer = self._subscriptions.enter_everything(found, subscriber, ticket)
+            subscriber.answer(ticket, answer)
+            subscriber.flush()  # and it is served what is there, if the answer has had its turn
+        self._to_follow.set()
+
+    def _known(self, product_ids: Iterable[str]) -> dict[str, Window]:
+        return {name: self._tails[name].window for name in product_ids if name in self._tails}
+
+    @staticmethod
+    def _refuse(asked: Iterable[_Asked]) -> None:
+        for item in asked:
+            item.subscriber.answer(item.ticket, NOT_EXECUTED)
+            item.subscriber.flush()
+
+    async def _catch_up(self, tail: Tail) -> None:
+        """Read a page for the subscriber that is furthest behind, and serve all whom it reaches."""
+        self._behind.pop(tail, None)
+        for cursor in [cursor for cursor in tail.lagging if not cursor.listener.subscriber.writable]:
+            tail.lagging.discard(cursor)
+            cursor.listener.due[cursor] = None
+        if not tail.lagging:
+            return
+        known, base = tail.window, min(cursor.version for cursor in tail.lagging)
+        try:
+            page = await self._reading.page(tail.product_id, base)
+        except BaseException:
+            self._rest(tail, _RETRY_PAUSE_S)
+            raise
+        if page is None:
+            self._rest(tail, _CHECK_S)
+            return
+        if tail.window is known and page.epoch != known.epoch:
+            tail.renew(page.epoch)
+        window = await self._encode(page, base)
+        if tail.window is known:
+            if window.version == base:  # the ledger is shorter than it was: the check finds out
+                self._rest(tail, _CHECK_S)
+                return
+            self._subscriptions.keep_page(tail, window)
+        await self._serve_all(self._subscriptions.take_lagging(tail))
+
+    async def _encode(self, page: Page, base: int) -> Window:
+        """Return a page as frames, or the first part of it."""
+        window = Window(page.product_id, page.epoch, base)
+        for changes in page.batches:
+            if window.size >= self._limits.page_size_max:
+                return window
+            window.extend(changes, page.order_times)
+            await asyncio.sleep(0)
+        if page.complete and window.version < page.version:
+            window.skip_to(page.version)
+        return window
+
+    def _rest(self, tail: Tail, pause_s: float) -> None:
+        """Read for a product again after a while."""
+
+        def again() -> None:
+            if tail.lagging:
+                self._behind[tail] = None
+                self._wake_reader()
+
+        self._loop.call_later(pause_s, again)
+
+    def _wake_reader(self) -> None:
+        if self._behind:
+            self._to_read.set()
+
+    # Following
+
+    async def _follow(self) -> None:
+        checked_at = -math.inf
+        while True:
+            if not self._tails and not self._subscriptions.everything:
+                self._to_follow.clear()
+                await self._to_follow.wait()
+            if self._loop.time() - checked_at >= _CHECK_S and await self._survive(self._check()):
+                checked_at = self._loop.time()
+            if not await self._survive(self._await_changes()):
+                checked_at = -math.inf
+
+    async def _await_changes(self) -> None:
+        waited = list(islice(reversed(self._tails.values()), self._limits.waited_count_max))
+        known = {tail.product_id: tail.window for tail in waited}
+        for page in await self._following.wait({tail.product_id: tail.position for tail in waited}, _WAIT_S):
+            await self._take(page, known[page.product_id])
+
+    async def _check(self) -> None:
+        """Look for products that are new, deleted or opened anew, and for changes that are not waited for."""
+        self._subscriptions.drop_idle_pages()
+        if self._subscriptions.everything:
+            self._subscriptions.follow_new(await self._following.products())
+        tails = list(self._tails.values())
+        known = [(tail.window, tail.window.version) for tail in tails]
+        standings = await self._following.standings([tail.product_id for tail in tails])
+        for tail, (window, version), standing in zip(tails, known, standings, strict=True):
+            if standing is None or tail.window is not window:
+                continue
+            if standing.epoch != window.epoch or standing.version < version:
+                tail.renew(standing.epoch)
+            if standing.version > tail.window.version:
+                known_now = tail.window
+                page = await self._following.page(tail.product_id, known_now.version)
+                if page is not None:
+                    await self._take(page, known_now)
+            if tail.renewed:
+                tail.renewed = False
+                await self._serve_all(tail.cursors)
+            if not standing.epoch:
+                self._subscriptions.forget_deleted(tail)
+
+    async def _take(self, page: Page, known: Window) -> None:
+        """Add to a product's last changes what was read when they were `known`, and serve its subscribers."""
+        tail = self._tails.get(page.product_id)
+        if tail is None or tail.window is not known:
+            return
+        if page.epoch != known.epoch:
+            tail.renew(page.epoch)  # what was read may be of either; it is read again
+            return
+        self._tails.move_to_end(page.product_id)
+        for changes in page.batches:
+            known.extend(changes, page.order_times)
+            await self._serve_all(tail.cursors)
+            if tail.window is not known:
+                return
+            self._subscriptions.trim(tail)
+        if page.complete and known.version < page.version:
+            known.skip_to(page.version)
+            await self._serve_all(tail.cursors)
+        tail.position = max(page.position, known.version)
+
+    async def _serve_all(self, cursors: Iterable[Cursor]) -> None:
+        for number, cursor in enumerate(list(cursors), start=1):
+            self._subscriptions.serve(cursor)
+            if number % _SLICE_COUNT == 0:
+                await asyncio.sleep(0)
+        self._wake_reader()
+        await asyncio.sleep(0)
+
+    async def _survive(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do it; return whether it went well. Pause when it did not: subscribers wait until it does."""
+        try:
+            await work
+        except StoreUnavailableError as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                _log.warning("subscribers wait: %s", error)
+            await asyncio.sleep(_RETRY_PAUSE_S)
+            return False
+        except Exception:  # noqa: BLE001 - a bug, which must not end all subscriptions
+            _log.exception("subscribers wait")
+            await asyncio.sleep(_CHECK_S)
+            return False
+        self._trouble = None
+        return True

@@ -1,0 +1,364 @@
+"""Who follows which product and how far each has come: cursors, and what they are served from.
+
+Without I/O: feed.py reads the ledgers and brings what it finds. Nothing is queued for anybody. A cursor is a version in
+the ledger of a product; what lies behind it is pushed when the subscriber takes it.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from itertools import count
+from typing import Protocol
+
+from msgspec import Struct
+
+from flashsale.domain import (
+    BUSY,
+    NOT_EXECUTED,
+    NOT_FOUND,
+    Answer,
+    FeedEvent,
+    Mark,
+    Standing,
+    Subscribe,
+    Subscribed,
+)
+from flashsale.window import Window
+from flashsale.wire import encode_feed_event
+
+_PAGE_COUNT_MAX = 32
+_NO_GENERATION = -1
+
+
+class Subscriber(Protocol):
+    """Where events go: a door's connection."""
+
+    listening: bool
+    """It has subscriptions; set here."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether anybody is still there."""
+        ...
+
+    @property
+    def writable(self) -> bool:
+        """Whether it takes more now. Once it does again, it calls `Feed.pump`."""
+        ...
+
+    def answer(self, ticket: int, answer: Answer) -> None:
+        """Take the answer to the request that was submitted with this ticket."""
+        ...
+
+    def flush(self) -> None:
+        """Send what was taken."""
+        ...
+
+    def has_answered(self, ticket: int) -> bool:
+        """Whether that answer has had its turn. Once it has, it calls `Feed.pump`."""
+        ...
+
+    def push(self, frames: bytes) -> None:
+        """Send whole frames."""
+        ...
+
+    def dismiss(self, answer: Answer) -> None:
+        """Say why, and end."""
+        ...
+
+
+class FeedLimits(Struct, frozen=True, kw_only=True):
+    """The bounds of subscriptions. One beyond them is answered BUSY."""
+
+    connection_count_max: int = 64
+    """Products that one connection subscribes to by name, unless it subscribes to all."""
+    cursor_count_max: int = 131_072
+    """Products followed for somebody, in a worker: a subscription to all counts once for each."""
+    asked_count_max: int = 16_384
+    """SUBSCRIBEs of a worker that wait for the store."""
+    product_count_max: int = 4_096
+    """Products that a worker follows."""
+    waited_count_max: int = 512
+    """Of these, those that changed last, which are waited for; a change of another is noticed within a second."""
+    kept_count_max: int = 4_096
+    """Changes of a product that are kept in memory."""
+    kept_size_max: int = 1024 * 1024
+    """Bytes of their frames; less when there are many products."""
+    kept_total_size_max: int = 64 * 1024 * 1024
+    """The same for all products."""
+    page_size_max: int = 4 * 1024 * 1024
+    """Bytes of the frames made from one page, up to one batch more."""
+    pages_size_max: int = 16 * 1024 * 1024
+    """Bytes of the frames of pages that are kept for those who could not take all of it at once."""
+    push_size_max: int = 64 * 1024
+    """Bytes pushed to a subscriber before it is asked whether it takes more."""
+
+
+class Tail:
+    """What is known of a product that somebody follows: the last changes of its ledger."""
+
+    _generations = count()
+
+    def __init__(self, product_id: str, epoch: str, version: int) -> None:
+        self.product_id = product_id
+        self.generation = next(self._generations)
+        """Another one when what was told of the product holds no longer."""
+        self.renewed = False
+        """Its subscribers have yet to hear of that."""
+        self.window = Window(product_id, epoch, version)
+        """Another object when it is read anew: what was read for an earlier one is out of date."""
+        self.position = version
+        """Read on behind this version."""
+        self.cursors: set[Cursor] = set()
+        self.lagging: set[Cursor] = set()
+        """Those that wait for a page."""
+
+    def renew(self, epoch: str) -> None:
+        """Begin another ledger; empty for none. Its first one is no news to those who subscribed before it began."""
+        if self.window.epoch or self.window.version:
+            self.generation = next(self._generations)
+            self.renewed = True
+        self.window = Window(self.product_id, epoch, 0)
+        self.position = 0
+
+
+class Cursor:
+    """How far one subscriber has come with one product."""
+
+    __slots__ = ("announced", "generation", "implicit", "listener", "tail", "ticket", "version")
+
+    def __init__(self, listener: "Listener", tail: Tail, version: int, ticket: int, *, implicit: bool) -> None:
+        self.listener = listener
+        self.tail = tail
+        self.version = version
+        self.generation = tail.generation
+        self.ticket = ticket  # nothing is pushed before this is answered
+        self.implicit = implicit  # part of a subscription to all products
+        self.announced = True
+
+
+class Listener:
+    """One subscriber and its cursors."""
+
+    __slots__ = ("cursors", "due", "everything", "subscriber")
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
+        self.cursors: dict[str, Cursor] = {}
+        self.due: dict[Cursor, None] = {}  # served once the subscriber takes more, those first who waited longest
+        self.everything: int | None = None  # the ticket of the subscription to all products
+
+
+class Subscriptions:
+    """All subscriptions of a worker."""
+
+    def __init__(self, limits: FeedLimits) -> None:
+        self._limits = limits
+        self._listeners: dict[Subscriber, Listener] = {}
+        self._pages: deque[tuple[int, Window]] = deque()  # by generation, the newest first
+        self._pages_used = False
+        self._cursor_count = 0
+        self.tails: OrderedDict[str, Tail] = OrderedDict()
+        """By product, those that changed last at the end."""
+        self.everything: set[Listener] = set()
+        """Those that subscribed to all products."""
+        self.behind: dict[Tail, None] = {}
+        """Tails for which a page should be read."""
+
+    # Beginning and ending
+
+    def enter(
+        self, request: Subscribe, product_id: str, standing: Standing | None, subscriber: Subscriber, ticket: int
+    ) -> Answer:
+        """Begin a subscription to one product, in place of an earlier one; return the answer.
+
+        Args:
+            request: what was asked for.
+            product_id: the product.
+            standing: of its ledger; None when it cannot be read.
+            subscriber: who asked.
+            ticket: of the request.
+        """
+        if standing is None:
+            return NOT_EXECUTED
+        if not standing.exists and not standing.epoch:
+            return NOT_FOUND
+        listener = self._listeners.get(subscriber) or Listener(subscriber)
+        before = listener.cursors.get(product_id)
+        if before is None and not self._has_room(listener, product_id):
+            return BUSY
+        if before is not None:
+            self._remove(before)
+        version = standing.version if request.after_version is None else request.after_version
+        cursor = self._add(listener, self._tail(product_id, standing), version, ticket, implicit=False)
+        other_epoch = request.epoch is not None and request.epoch != standing.epoch
+        if request.after_version is not None and (version > standing.version or other_epoch):
+            cursor.generation = _NO_GENERATION  # what it was told holds no longer
+        return Subscribed(product_id=product_id, version=standing.version, epoch=standing.epoch)
+
+    def _has_room(self, listener: Listener, product_id: str) -> bool:
+        limits = self._limits
+        if listener.everything is None and len(listener.cursors) >= limits.connection_count_max:
+            return False
+        if product_id not in self.tails and len(self.tails) >= limits.product_count_max:
+            return False
+        return self._cursor_count < limits.cursor_count_max
+
+    def enter_everything(self, standings: Mapping[str, Standing | None], subscriber: Subscriber, ticket: int) -> Answer:
+        """Begin a subscription to all products; return the answer. Subscriptions to some of them stay what they are."""
+        listener = self._listeners.get(subscriber) or Listener(subscriber)
+        new = {name: standing for name, standing in standings.items() if name not in listener.cursors}
+        if len(self.tails.keys() | new.keys()) > self._limits.product_count_max:
+            return BUSY
+        if self._cursor_count + len(new) > self._limits.cursor_count_max:
+            return BUSY
+        listener.everything = ticket
+        self.everything.add(listener)
+        self._listeners[subscriber] = listener
+        subscriber.listening = True
+        for name, standing in new.items():
+            if standing is not None:  # else it is new once it can be read
+                cursor = self._add(listener, self._tail(name, standing), standing.version, ticket, implicit=True)
+                cursor.announced = False
+        return Subscribed(version=0)
+
+    def follow_new(self, product_ids: set[str]) -> None:
+        """Follow, from their beginning, products that have come to be for those who subscribed to all."""
+        for listener in list(self.everything):
+            ticket = listener.everything
+            assert ticket is not None
+            for name in product_ids - listener.cursors.keys():
+                if not self._has_room(listener, name):
+                    self.forget(listener.subscriber)
+                    listener.subscriber.dismiss(BUSY)  # it would miss something
+                    break
+                self._add(listener, self._tail(name, Standing(exists=True)), 0, ticket, implicit=True)
+
+    def forget_deleted(self, tail: Tail) -> None:
+        """Let those who subscribed to all go of a product that is gone, once they know; it may come to be again."""
+        for cursor in list(tail.cursors):
+            if cursor.implicit and _is_level(cursor):
+                self._remove(cursor)
+
+    def forget(self, subscriber: Subscriber) -> None:
+        """Let go of a subscriber that is gone."""
+        listener = self._listeners.pop(subscriber, None)
+        if listener is not None:
+            self.everything.discard(listener)
+            for cursor in list(listener.cursors.values()):
+                self._remove(cursor)
+
+    def _tail(self, product_id: str, standing: Standing) -> Tail:
+        tail = self.tails.get(product_id)
+        if tail is None:
+            tail = self.tails[product_id] = Tail(product_id, standing.epoch, standing.version)
+        return tail
+
+    def _add(self, listener: Listener, tail: Tail, version: int, ticket: int, *, implicit: bool) -> Cursor:
+        cursor = Cursor(listener, tail, version, ticket, implicit=implicit)
+        listener.cursors[tail.product_id] = cursor
+        listener.due[cursor] = None
+        tail.cursors.add(cursor)
+        self._cursor_count += 1
+        self._listeners[listener.subscriber] = listener
+        listener.subscriber.listening = True
+        return cursor
+
+    def _remove(self, cursor: Cursor) -> None:
+        """End a subscription; a product that nobody follows any more is forgotten."""
+        tail, listener = cursor.tail, cursor.listener
+        del listener.cursors[tail.product_id]
+        listener.due.pop(cursor, None)
+        tail.cursors.discard(cursor)
+        tail.lagging.discard(cursor)
+        self._cursor_count -= 1
+        if not tail.cursors:
+            self.tails.pop(tail.product_id, None)
+            self.behind.pop(tail, None)
+
+    # Serving
+
+    def pump(self, subscriber: Subscriber) -> None:
+        """Serve a subscriber that takes more again, or that has had an answer."""
+        listener = self._listeners.get(subscriber)
+        if listener is not None:
+            for cursor in list(listener.due):
+                if not subscriber.writable:
+                    break
+                self.serve(cursor)
+
+    def serve(self, cursor: Cursor) -> None:
+        """Push what the subscriber takes of what is in memory; note why it did not get everything."""
+        tail, listener = cursor.tail, cursor.listener
+        subscriber, due = listener.subscriber, listener.due
+        due.pop(cursor, None)
+        if cursor in tail.lagging or cursor not in tail.cursors:
+            return
+        while not _is_level(cursor):
+            if not subscriber.writable or not subscriber.has_answered(cursor.ticket):
+                due[cursor] = None
+                return
+            if not cursor.announced:
+                cursor.announced = True
+                subscriber.push(_mark(Mark.SUBSCRIBED, tail, cursor.version))
+                continue
+            if cursor.generation != tail.generation:
+                cursor.generation, cursor.version = tail.generation, 0
+                subscriber.push(_mark(Mark.RESET, tail))
+                continue
+            window = self._find_window(tail, cursor.version)
+            if window is None:
+                tail.lagging.add(cursor)
+                self.behind[tail] = None
+                return
+            if 0 < cursor.version < window.opened:  # it knows an earlier sale
+                cursor.version = window.opened - 1
+                subscriber.push(_mark(Mark.RESET, tail))
+                continue
+            frames, cursor.version = window.after(cursor.version, self._limits.push_size_max)
+            subscriber.push(frames)
+
+    def take_lagging(self, tail: Tail) -> set[Cursor]:
+        """Take out and return those that wait for a page."""
+        lagging, tail.lagging = tail.lagging, set()
+        return lagging
+
+    def _find_window(self, tail: Tail, version: int) -> Window | None:
+        """Return what is in memory behind a version: the last changes, or a page that was read for somebody."""
+        if tail.window.base <= version:
+            return tail.window
+        for generation, page in self._pages:
+            if generation == tail.generation and page.base <= version < page.version:
+                self._pages_used = True
+                return page
+        return None
+
+    def keep_page(self, tail: Tail, page: Window) -> None:
+        """Keep a page for a moment: who cannot take all of it at once comes back for the rest."""
+        self._pages.appendleft((tail.generation, page))
+        size = sum(window.size for _, window in self._pages)
+        while len(self._pages) > _PAGE_COUNT_MAX or (size > self._limits.pages_size_max and len(self._pages) > 1):
+            size -= self._pages.pop()[1].size
+        self._pages_used = True
+
+    def drop_idle_pages(self) -> None:
+        """Let go of the pages if nobody was served from one since this was last called."""
+        if not self._pages_used:
+            self._pages.clear()
+        self._pages_used = False
+
+    def trim(self, tail: Tail) -> None:
+        """Let go of the oldest changes of a product that are kept beyond the limits."""
+        limits = self._limits
+        share = limits.kept_total_size_max // max(1, len(self.tails))
+        tail.window.trim(limits.kept_count_max, min(limits.kept_size_max, share))
+
+
+def _is_level(cursor: Cursor) -> bool:
+    """Whether there is nothing to push."""
+    tail = cursor.tail
+    return cursor.generation == tail.generation and cursor.version >= tail.window.version and cursor.announced
+
+
+def _mark(mark: Mark, tail: Tail, version: int = 0) -> bytes:
+    event = FeedEvent(event=mark, product_id=tail.product_id, version=version, epoch=tail.window.epoch)
+    return encode_feed_event(event)
