@@ -13,6 +13,7 @@ from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import get_completion_class
 
 from flashsale import __version__, app, demo
+from flashsale.cli.audit import audit
 from flashsale.cli.look import buyers, holds, products, status, watch
 from flashsale.cli.options import store_options
 from flashsale.cli.sale import close, init, pause, refund, reset, restock, resume
@@ -109,7 +110,8 @@ def completion(shell: str) -> None:
 
 
 for _command in (
-    init, restock, refund, pause, resume, close, reset, status, buyers, holds, products, watch,
+    init, restock, refund, pause, resume, close, reset, status, buyers, holds, products, audit,
+    watch,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -41,6 +41,8 @@ from flashsale.errors import (
 )
 from flashsale.store import keys, scripts
 from flashsale.store.address import shown_url
+from flashsale.store.audit import Audit
+from flashsale.store.comparison import Report
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
 from flashsale.store.faults import NOT_EXECUTED_CODES, error_code
@@ -48,6 +50,7 @@ from flashsale.store.records import HoldRecord, Sale, decode_hold, read_sale
 from flashsale.wire import decode_event
 
 ANSWER_TIMEOUT_S = 5.0
+REPAIR_TRIES = 10
 _PAGE_COUNT = 10_000
 _HOLDS_PAGE_COUNT = 1_000
 _RESUBSCRIBE_PAUSE_S = 0.2
@@ -225,6 +228,42 @@ class Admin:
                 with suppress(ValueError):  # ended meanwhile, or somebody else wrote it
                     yield make_code(token.decode(), product_id), decode_hold(packed or b"")
 
+    async def audit(self, product_id: str) -> Report:
+        """Compare a product's keys with its ledger; raises ProductNotFoundError."""
+        async with self._errors():
+            return await Audit(self._redis, product_id).look()
+
+    async def repair(self, product_id: str) -> tuple[Report, Report]:
+        """Set a product's keys to what its ledger says; return what an audit found before and after.
+
+        Nothing is written when the product has changed since it was looked at: then it is looked at again.
+
+        Raises:
+            ProductNotFoundError: there is none of that id.
+            RefusedError: the ledger itself is not whole, or the product changes all the time.
+        """
+        audit = Audit(self._redis, product_id)
+        for _ in range(REPAIR_TRIES):
+            async with self._errors():
+                before = await audit.look()
+            if before.fault:
+                raise RefusedError(f"Product '{product_id}' was left as it is: its ledger {before.fault}")
+            if before.trimmed and not before.ok:
+                raise RefusedError(
+                    f"Product '{product_id}' was left as it is: its ledger begins at version {before.first_version}"
+                )
+            if not before.commands:
+                return before, before
+            assert audit.snapshot is not None
+            found = (audit.snapshot.sale.get(b"epoch"), audit.snapshot.sale.get(b"version"), audit.snapshot.stock)
+            commands = [part for command in before.commands for part in (len(command) - 2, *command)]
+            if await self._script(scripts.REPAIR, product_id, *(value or b"" for value in found), *commands):
+                async with self._errors():
+                    return before, await audit.look()
+        raise RefusedError(
+            f"Product '{product_id}' changed each of {REPAIR_TRIES} times it was looked at: pause it, then repair it"
+        )
+
     async def products(self) -> list[str]:
         """Return the ids of all products, also of those whose stock was set by hand, sorted."""
         async with self._errors():
@@ -233,6 +272,12 @@ class Admin:
                 async for key in self._redis.scan_iter(match=keys.STOCK_PATTERN, count=1000)
             }
         return sorted(found)
+
+    async def audited_products(self) -> list[str]:
+        """Return the ids of all products, also of those that have a ledger but no stock any more, sorted."""
+        async with self._errors():
+            listed = await cast("Awaitable[set[bytes]]", self._redis.smembers(keys.PRODUCTS))
+        return sorted({*await self.products(), *(name.decode(errors="replace") for name in listed)})
 
     async def events(self) -> AsyncIterator[Event | None]:
         """Yield sale events as they are published, for ever; None as in `messages`."""
@@ -268,15 +313,13 @@ class Admin:
             finally:
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
-    async def _script(self, script: scripts.Script, product_id: str, *arguments: str | int) -> Any:
+    async def _script(self, script: scripts.Script, product_id: str, *arguments: str | int | bytes) -> Any:
         names = keys.script_keys(product_id)
         async with self._errors():
             await self._redis.ping()  # connects: what fails from here on may have been done
             try:
                 # EVAL, not EVALSHA: these are rare, and so they work on a store that has just lost its scripts
-                return await self._redis.eval(
-                    script.source.decode(), len(names), *names, product_id, *map(str, arguments)
-                )
+                return await self._redis.eval(script.source.decode(), len(names), *names, product_id, *arguments)
             except (RedisTimeoutError, RedisConnectionError) as error:
                 if error_code(error) in NOT_EXECUTED_CODES:  # LOADING and the like end the link, as redis-py sees it
                     raise

@@ -30,6 +30,10 @@ _PARTS = (
     "stock", "buyers", "sessions", "sale", "orders", "users", "holds", "deadlines", "items", "requests",
     "requests_before", "refunds",
 )  # fmt: skip
+TYPES = (
+    "string", "list", "hash", "hash", "stream", "hash", "hash", "zset", "string", "hash", "hash", "hash", "set", "zset",
+)  # fmt: skip
+"""Of the keys that every script gets, in its order."""
 STOCK_PATTERN = f"{_PREFIX}*:stock"
 
 

@@ -27,3 +27,5 @@ def _load(*names: str) -> Script:
 DECIDE = _load("frame", "ledger", "plain", "rules", "apply")
 INIT = _load("init")
 RESET = _load("reset")
+SNAPSHOT = _load("snapshot")
+REPAIR = _load("repair")

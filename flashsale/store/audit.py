@@ -1,0 +1,171 @@
+"""Whether the keys of a product hold what its ledger says.
+
+The ledger, the users and the buyers are read in pages while the sale goes on. Then one script reads all the rest at one
+instant, with the end of the ledger and whatever has moved since the pages were read: nothing is compared that was not
+true at the same time, and the store is never held up for longer than a page takes.
+"""
+
+from collections.abc import Awaitable, Iterable
+from typing import Any, TypeAlias, cast
+
+import msgspec
+from redis.asyncio import Redis
+
+from flashsale.errors import ProductNotFoundError, RefusedError
+from flashsale.store import keys, scripts
+from flashsale.store.comparison import BUYERS, USERS, Pages, Report, Snapshot, compare
+from flashsale.store.encoding import decode_message
+from flashsale.store.replay import Replay
+
+TRIES = 5
+"""Looks at a product that is opened anew, or has orders refunded, while it is being looked at."""
+_MESSAGE_COUNT = 32  # of the ledger in a page; each holds the changes of one batch, at most some thousands
+_PAGE_COUNT = 5_000
+
+_Message: TypeAlias = tuple[bytes, dict[bytes, bytes]]
+
+
+class Audit:
+    """Looks at a product; looking again goes on in the ledger from where the last look ended."""
+
+    def __init__(self, redis: "Redis", product_id: str) -> None:
+        """Look at this product, with the connections of its operator, whose errors come through as they are."""
+        self._redis = redis
+        self._product_id = product_id
+        self._names = keys.script_keys(product_id)
+        self._replay: Replay | None = None
+        self._identity: object = None  # of the sale: another one may be opened under the same id at any time
+        self.snapshot: Snapshot | None = None
+        """The last one."""
+
+    async def look(self) -> Report:
+        """Compare the keys with the ledger.
+
+        Raises:
+            ProductNotFoundError: there is none of that id.
+            RefusedError: it changed every time in a way that does not let it be looked at.
+        """
+        for attempt in range(1, TRIES + 1):
+            replay = self._replay or await self._begin()
+            await self._read_ledger(replay)
+            replay.mark()
+            pages = await self._read_pages(replay, whole=attempt < TRIES)
+            await self._read_ledger(replay)
+            self.snapshot = snapshot = await self._take(replay, pages)
+            if snapshot.stock is None and not snapshot.sale and snapshot.first_id is None:
+                raise ProductNotFoundError(self._product_id)
+            identity = snapshot.sale.get(b"epoch"), snapshot.sale.get(b"limit"), snapshot.first_id
+            if identity != self._identity:
+                self._replay = None
+                continue
+            _feed(replay, snapshot.messages)
+            if replay.reordered and attempt < TRIES:  # the list of buyers has shifted under its pages
+                continue
+            return compare(self._product_id, replay, snapshot, pages)
+        raise RefusedError(f"Product '{self._product_id}' was opened anew each of {TRIES} times it was looked at")
+
+    async def _begin(self) -> Replay:
+        async with self._redis.pipeline(transaction=True) as step:
+            step.hmget(keys.key(self._product_id, "sale"), "epoch", "limit")
+            step.xrange(keys.key(self._product_id, "orders"), count=1)
+            found, first = await step.execute(raise_on_error=False)  # an error: a key of another type
+        epoch, limit = (None, None) if isinstance(found, Exception) else found
+        first_id = first[0][0] if first and not isinstance(first, Exception) else None
+        self._identity = epoch, limit, first_id
+        self._replay = Replay(limited=(limit or b"0") != b"0")
+        if isinstance(first, Exception):
+            self._replay.fault = "is no stream"
+        return self._replay
+
+    async def _read_ledger(self, replay: Replay) -> None:
+        name = keys.key(self._product_id, "orders")
+        while not replay.fault:
+            page = cast(
+                "list[_Message]", await self._redis.xrange(name, min=f"{replay.version + 1}-0", count=_MESSAGE_COUNT)
+            )
+            _feed(replay, page)
+            if len(page) < _MESSAGE_COUNT:
+                return
+
+    async def _read_pages(self, replay: Replay, *, whole: bool) -> Pages:
+        """Read what is too long for one instant; without the buyers, unless the `whole` of it."""
+        pages = Pages()
+        if replay.fault or replay.trimmed:
+            return pages
+        kinds = [await self._redis.type(self._names[number - 1]) for number in (BUYERS, USERS)]
+        if kinds[1] == b"hash" and replay.limited:
+            await self._read_users(replay, pages)
+        elif replay.limited:
+            pages.users = dict.fromkeys(replay.users)
+        if kinds[0] == b"list" and whole:
+            await self._read_buyers(replay, pages)
+        return pages
+
+    async def _read_users(self, replay: Replay, pages: Pages) -> None:
+        missing = set(replay.users)
+        async for name, units in self._redis.hscan_iter(self._names[USERS - 1], count=_PAGE_COUNT):
+            user = name.decode(errors="backslashreplace")
+            missing.discard(user)
+            if units != b"%d" % replay.users.get(user, 0):
+                pages.users[user] = units
+        pages.users |= dict.fromkeys(missing)
+
+    async def _read_buyers(self, replay: Replay, pages: Pages) -> None:
+        """Read the buyers from the oldest on, whose places stay the same while others come."""
+        expected, early = replay.buyers(), replay.early_count
+        known = early + len(expected)
+        while pages.buyers_same < known:
+            start, stop = pages.buyers_same, min(pages.buyers_same + _PAGE_COUNT, known)
+            page = await cast("Awaitable[list[bytes]]", self._redis.lrange(self._names[BUYERS - 1], -stop, -1 - start))
+            for name in reversed(page):
+                index = pages.buyers_same - early
+                if index >= 0 and name.decode(errors="backslashreplace") != expected[index]:
+                    pages.buyer_found = name
+                    return
+                pages.buyers_same += 1
+            if len(page) < stop - start:
+                return
+
+    async def _take(self, replay: Replay, pages: Pages) -> Snapshot:
+        reply = await self._redis.eval(
+            scripts.SNAPSHOT.source.decode(),
+            len(self._names),
+            *self._names,
+            self._product_id,
+            "+" if replay.fault else f"{replay.version + 1}-0",
+            "" if pages.buyer_found is not None else pages.buyers_same,
+            msgspec.msgpack.encode(list(replay.moved)),
+        )
+        types, stock, sale, first, last_id, messages, buyer_count, newer, user_count, users = reply[:10]
+        holds, deadlines, items, refunds, listed, due = reply[10:]
+        return Snapshot(
+            types=[name.decode() for name in types],
+            stock=stock,
+            sale=_pairs(sale),
+            first_id=first[0][0] if first else None,
+            last_id=last_id,
+            messages=[(message_id, _pairs(fields)) for message_id, fields in messages or []],
+            buyer_count=buyer_count or 0,
+            newer_buyers=newer or [],
+            user_count=user_count or 0,
+            users=_pairs(users),
+            holds=_pairs(holds),
+            deadlines={token: float(at) for token, at in _pairs(deadlines).items()},
+            items=items or b"",
+            refunds=_pairs(refunds),
+            listed=bool(listed),
+            due=None if due is None else float(due),
+        )
+
+
+def _pairs(values: list[Any] | None) -> dict[bytes, Any]:
+    return dict(zip(values[::2], values[1::2], strict=True)) if values else {}
+
+
+def _feed(replay: Replay, messages: Iterable[_Message]) -> None:
+    for message_id, fields in messages:
+        try:
+            for change in decode_message(message_id, fields):
+                replay.feed(change)
+        except ValueError:
+            replay.fault = replay.fault or f"has a message {message_id.decode()} that cannot be read"

@@ -1,0 +1,355 @@
+"""The keys of a product beside what its ledger says of them: each difference, and the command that mends it."""
+
+import secrets
+from typing import TypeAlias
+
+from msgspec import Struct, field
+
+from flashsale.store.keys import TYPES
+from flashsale.store.records import HoldRecord, decode_hold, encode_hold
+from flashsale.store.replay import Replay
+
+STOCK, BUYERS, SALE, ORDERS, USERS, HOLDS, DEADLINES, ITEMS, REFUNDS = 1, 2, 4, 5, 6, 7, 8, 9, 12
+PRODUCTS, PRODUCTS_DUE = 13, 14
+"""The keys by their numbers in the scripts (lua/frame.lua)."""
+
+_PARTS = {
+    STOCK: "stock",
+    BUYERS: "buyers",
+    USERS: "users",
+    HOLDS: "holds",
+    DEADLINES: "deadlines",
+    ITEMS: "items",
+    REFUNDS: "refunds",
+}
+
+DIFFERENCES_KEPT = 1_000
+"""Of a product; the others are only counted."""
+_PUSH_COUNT = 1_000  # names in one LPUSH: unpack() in Lua takes no more than some thousands
+_TOKEN_SIZE = 16
+
+Command: TypeAlias = tuple[str | int | bytes, ...]
+"""Name, number of the key, arguments."""
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """What lua/snapshot.lua read at one instant."""
+
+    types: list[str]
+    stock: bytes | None
+    sale: dict[bytes, bytes]
+    first_id: bytes | None
+    last_id: bytes | None
+    messages: list[tuple[bytes, dict[bytes, bytes]]]
+    buyer_count: int
+    newer_buyers: list[bytes]
+    user_count: int
+    users: dict[bytes, bytes | None]
+    holds: dict[bytes, bytes]
+    deadlines: dict[bytes, float]
+    items: bytes
+    refunds: dict[bytes, bytes]
+    listed: bool
+    due: float | None
+
+
+class Pages(Struct):
+    """What was found in pages before the snapshot, of that which has not moved since."""
+
+    users: dict[str, bytes | None] = field(default_factory=dict)
+    """Those whose units differ from the ledger's; None for one who is missing."""
+    buyers_same: int = 0
+    """Entries of the list, from the oldest, that are as the ledger says."""
+    buyer_found: bytes | None = None
+    """The entry behind them, if it differs."""
+
+
+class Difference(Struct, frozen=True):
+    """One thing that is not as the ledger says."""
+
+    what: str
+    found: str
+    expected: str
+
+
+class Report(Struct, kw_only=True):
+    """What an audit of a product found."""
+
+    product_id: str
+    first_version: int = 0
+    """0 for a product without a ledger, whose stock was set by hand."""
+    version: int = 0
+    trimmed: bool = False
+    """The ledger begins in the middle of the sale: only counters and versions were compared."""
+    units: int = 0
+    remaining: int = 0
+    held: int = 0
+    sold: int = 0
+    fault: str = ""
+    """What is wrong with the ledger itself, so that nothing could be computed from it."""
+    differences: list[Difference] = field(default_factory=list)
+    difference_count: int = 0
+    commands: list[Command] = field(default_factory=list)
+    """What mends them."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is well."""
+        return not self.fault and not self.difference_count
+
+    def differ(self, what: str, found: object, expected: object, *commands: Command) -> None:
+        """Note that something is not as it must be, and what mends it."""
+        self.difference_count += 1
+        if len(self.differences) < DIFFERENCES_KEPT:
+            self.differences.append(Difference(what, _text(found), _text(expected)))
+        self.commands += commands
+
+    def compare(self, what: str, found: object, expected: object, *commands: Command) -> None:
+        """Note a difference if there is one."""
+        if _text(found) != _text(expected):
+            self.differ(what, found, expected, *commands)
+
+
+def compare(product_id: str, replay: Replay, snapshot: Snapshot, pages: Pages) -> Report:
+    """Return how the keys of a product differ from what its ledger says."""
+    report = Report(
+        product_id=product_id,
+        first_version=replay.first_version,
+        version=replay.version,
+        trimmed=replay.trimmed,
+        fault=_fault(replay, snapshot),
+    )
+    sale = snapshot.sale
+    if not replay.version and not sale and not report.fault:
+        report.remaining, report.sold = _number(snapshot.stock), snapshot.buyer_count
+        report.units = report.remaining + report.sold
+        if not _is_number(snapshot.stock):
+            report.differ("stock", snapshot.stock, "a number of units")
+        return report
+    _compare_sums(report, snapshot)
+    if report.fault:
+        return report
+    if replay.trimmed:
+        report.compare("version", sale.get(b"version"), replay.version)
+        report.compare("stock", snapshot.stock, replay.remaining_told)
+        return report
+    report.units, report.held, report.sold = replay.units, replay.held, replay.sold
+    report.remaining = max(replay.remaining, 0)
+    for number, name in _PARTS.items():
+        found = snapshot.types[number - 1]
+        if found not in {TYPES[number - 1], "none"}:
+            report.differ(f"type of {name}", found, TYPES[number - 1], ("DEL", number))
+    _compare_counters(report, replay, snapshot)
+    _compare_buyers(report, replay, snapshot, pages)
+    _compare_users(report, replay, snapshot, pages)
+    _compare_items(report, replay, snapshot)
+    _compare_holds(report, replay, snapshot)
+    _compare_refunds(report, replay, snapshot)
+    if not snapshot.listed:
+        report.differ("listed in products", "no", "yes", ("SADD", PRODUCTS, product_id))
+    return report
+
+
+def _fault(replay: Replay, snapshot: Snapshot) -> str:
+    """Return what is wrong with the ledger itself; empty when it can be relied on."""
+    if snapshot.types[ORDERS - 1] not in {"stream", "none"}:
+        return f"is a {snapshot.types[ORDERS - 1]}"
+    if snapshot.types[SALE - 1] not in {"hash", "none"} or (replay.version and b"epoch" not in snapshot.sale):
+        return "is there, but the terms of the sale are gone"
+    if replay.fault:
+        return replay.fault
+    if not replay.version and snapshot.sale:
+        return "is gone"
+    if snapshot.last_id and int(snapshot.last_id.partition(b"-")[0]) > replay.version:
+        return f"has a gap: what followed version {replay.version} is gone"
+    return ""
+
+
+def _compare_sums(report: Report, snapshot: Snapshot) -> None:
+    """Compare the counters with each other: what is left, held and sold must be what there was."""
+    sale = snapshot.sale
+    parts = [_number(sale.get(name)) for name in (b"held", b"sold")]
+    report.held, report.sold = parts
+    report.remaining = _number(snapshot.stock)
+    report.units = _number(sale.get(b"initial")) + _number(sale.get(b"restocked"))
+    report.compare("left + held + sold", report.remaining + report.held + report.sold, report.units)
+
+
+def _compare_counters(report: Report, replay: Replay, snapshot: Snapshot) -> None:
+    report.compare("stock", snapshot.stock, report.remaining, ("SET", STOCK, report.remaining))
+    if replay.remaining < 0:
+        report.differ("units sold and held", replay.sold + replay.held, f"at most {replay.units}")
+    expected: dict[str, tuple[object, object]] = {
+        "version": (None, replay.version),
+        "initial": (None, replay.initial),
+        "restocked": (0, replay.restocked),
+        "sold": (None, replay.sold),
+        "held": (0, replay.held),
+        "state": ("open", replay.state),
+    }
+    for name, (default, value) in expected.items():
+        found = snapshot.sale.get(name.encode(), default)
+        report.compare(name, found, value, ("HSET", SALE, name, str(value)))
+
+
+def _compare_buyers(report: Report, replay: Replay, snapshot: Snapshot, pages: Pages) -> None:
+    expected, same, early = replay.buyers(), pages.buyers_same, replay.early_count
+    found = pages.buyer_found
+    if found is None:
+        for found in reversed(snapshot.newer_buyers):
+            index = same - early
+            if index >= len(expected) or (index >= 0 and _text(found) != expected[index]):
+                break
+            same += 1
+        else:
+            found = None
+    count = early + len(expected)
+    if same == snapshot.buyer_count == count:
+        return
+    commands: list[Command] = [("LTRIM", BUYERS, -same, -1) if same else ("DEL", BUYERS)]
+    missing = expected[max(same - early, 0) :]
+    commands += [("LPUSH", BUYERS, *missing[i : i + _PUSH_COUNT]) for i in range(0, len(missing), _PUSH_COUNT)]
+    if snapshot.buyer_count != count:
+        report.differ("entries in buyers", snapshot.buyer_count, count, *commands)
+    else:
+        report.differ(f"buyer {same + 1}", found, expected[same - early], *commands)
+
+
+def _compare_users(report: Report, replay: Replay, snapshot: Snapshot, pages: Pages) -> None:
+    limit = _number(snapshot.sale.get(b"limit"))
+    if not limit:
+        report.compare("users counted, without a limit", snapshot.user_count, 0, ("DEL", USERS))
+        return
+    fresh = {_text(user): units for user, units in snapshot.users.items()}
+    found = {user: units for user, units in pages.users.items() if user not in replay.moved} | fresh
+    for user, units in found.items():
+        expected = replay.users.get(user)
+        command: Command = ("HSET", USERS, user, expected) if expected else ("HDEL", USERS, user)
+        report.compare(f"units of user {user}", units, expected, command)
+    for user, held in replay.users.items():
+        if held > limit:
+            report.differ(f"limit of user {user}", held, f"at most {limit}")
+
+
+def _compare_items(report: Report, replay: Replay, snapshot: Snapshot) -> None:
+    for item, more in replay.shared.items():
+        if more:
+            report.differ(f"owners of item {item}", 1 + more, 1)
+    found_total = snapshot.sale.get(b"items")
+    if found_total is None and not replay.owned:
+        report.compare("items, without numbers", len(snapshot.items.rstrip(b"\0")), 0, ("DEL", ITEMS))
+        return
+    total = replay.units
+    report.compare("items", found_total, total, ("HSET", SALE, "items", total))
+    owned = replay.owned
+    bits = bytearray((len(owned) + 7) // 8)
+    position = owned.find(1)
+    while position >= 0:
+        bits[position // 8] |= 128 >> position % 8
+        position = owned.find(1, position + 1)
+    found = snapshot.items.ljust(len(bits), b"\0")
+    bits = bits.ljust(len(found), b"\0")
+    if found != bits:
+        for i in (i for i in range(len(bits)) if found[i] != bits[i]):
+            for bit in range(8):
+                is_set, must_be = (bool(byte & 128 >> bit) for byte in (found[i], bits[i]))
+                if is_set != must_be:
+                    report.differ(f"item {i * 8 + bit + 1}", _ownership(is_set), _ownership(must_be))
+        report.commands.append(("SET", ITEMS, bytes(bits.rstrip(b"\0"))))
+    lowest_free = owned.find(0) + 1 or len(owned) + 1
+    cursor = snapshot.sale.get(b"cursor", b"1")
+    if not 1 <= _number(cursor) <= lowest_free:
+        report.differ("lowest free item", cursor, f"at most {lowest_free}", ("HSET", SALE, "cursor", lowest_free))
+
+
+def _ownership(taken: bool) -> str:  # noqa: FBT001 - a bit
+    return "taken" if taken else "free"
+
+
+def _compare_holds(report: Report, replay: Replay, snapshot: Snapshot) -> None:
+    """Compare the live holds.
+
+    The ledger knows a hold by its version, not by the secret in its code. One that is lost is given the secret that a
+    deadline without a hold still has, or else a new one: nobody can confirm it then, and its units return in time.
+    """
+    tokens: dict[int, bytes] = {}
+    for token, packed in snapshot.holds.items():
+        record = _read_hold(packed)
+        expected = replay.holds.get(record.version) if record else None
+        if record is None or expected is None or record.version in tokens:
+            report.differ(f"hold {_text(token)}", _told(record), None, ("HDEL", HOLDS, token))
+            continue
+        tokens[record.version] = token
+        if record != expected:
+            command: Command = ("HSET", HOLDS, token, encode_hold(expected))
+            report.differ(f"hold of version {record.version}", _told(record), _told(expected), command)
+    known = set(tokens.values())
+    loose = {at: token for token, at in snapshot.deadlines.items() if token not in known}
+    for version, expected in replay.holds.items():
+        if version not in tokens:
+            at = float(expected.expires_at)
+            token = loose.pop(at) if at in loose else secrets.token_urlsafe(_TOKEN_SIZE).encode()
+            tokens[version] = token
+            command = ("HSET", HOLDS, token, encode_hold(expected))
+            report.differ(f"hold of version {version}", None, _told(expected), command)
+    _compare_deadlines(report, {token: replay.holds[version] for version, token in tokens.items()}, snapshot)
+
+
+def _compare_deadlines(report: Report, holds: dict[bytes, HoldRecord], snapshot: Snapshot) -> None:
+    """Compare when each hold ends, and when the first of them does, with what the sweeper goes by."""
+    for token, hold in holds.items():
+        command: Command = ("ZADD", DEADLINES, hold.expires_at, token)
+        report.compare(f"deadline of version {hold.version}", snapshot.deadlines.get(token), hold.expires_at, command)
+    for token, at in snapshot.deadlines.items():
+        if token not in holds:
+            report.differ(f"deadline {_text(token)}", at, None, ("ZREM", DEADLINES, token))
+    if not holds:
+        return
+    first = min(hold.expires_at for hold in holds.values())
+    due = snapshot.sale.get(b"due")
+    if not 0 < _number(due) <= first:
+        report.differ("due", due, f"at most {first}", ("HSET", SALE, "due", first))
+    if snapshot.due is None or snapshot.due > first:
+        command = ("ZADD", PRODUCTS_DUE, first, report.product_id)
+        report.differ("due in products_due", snapshot.due, f"at most {first}", command)
+
+
+def _read_hold(packed: bytes) -> HoldRecord | None:
+    try:
+        return decode_hold(packed)
+    except ValueError:
+        return None
+
+
+def _told(hold: HoldRecord | None) -> str:
+    if hold is None:
+        return "none"
+    item = f", item {hold.item_id}" if hold.item_id else ""
+    return f"{hold.quantity} for {hold.user_id}{item}, to {hold.expires_at}"
+
+
+def _compare_refunds(report: Report, replay: Replay, snapshot: Snapshot) -> None:
+    found = {_text(order): version for order, version in snapshot.refunds.items()}
+    expected = {str(order): version for order, version in replay.refunds.items()}
+    for order in found | expected:
+        version = expected.get(order)
+        command: Command = ("HSET", REFUNDS, order, version) if version else ("HDEL", REFUNDS, order)
+        report.compare(f"refund of order {order}", found.get(order), version, command)
+
+
+def _is_number(value: bytes | None) -> bool:
+    return value is not None and value.removeprefix(b"-").isdigit()
+
+
+def _number(value: bytes | None) -> int:
+    return int(value or 0) if _is_number(value) else 0
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, float):
+        return f"{value:.0f}" if value == int(value) else str(value)
+    return str(value)
