@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from flashsale import cli
+from flashsale import Client, cli
 from flashsale.config import ENVIRONMENT, Config
+from flashsale.domain import Cancelled, SoldOut, Success
 from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin
 from flashsale.store.durability import REQUIRED, Durability
@@ -133,3 +134,44 @@ async def test_the_client_example_buys(store_url, capsys):
         for _ in range(2):
             await asyncio.to_thread(exec, source.replace("8080", str(server.port)), {})
     assert capsys.readouterr().out.splitlines() == ["bought, 0 left", "sold out"]
+
+
+async def test_the_other_client_examples_do_what_is_said(store_url, product_id):
+    lines, told_everything = [], asyncio.Event()
+
+    def keep(*words):
+        lines.append(" ".join(map(str, words)))
+        if len(lines) == 7:
+            told_everything.set()
+
+    shown = {"print": keep}
+    for source in re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1:]:
+        exec(source, shown)
+
+    async def pay():
+        return True
+
+    async def think_better_of_it():
+        return False
+
+    async with Admin(store_url) as admin:
+        await admin.init(product_id, 7)
+    with ServerProcess(["--redis", store_url, "--listen", "127.0.0.1:0"]) as server:
+        async with Client(server.host, server.port) as client, asyncio.timeout(30):
+            following = asyncio.create_task(shown["follow"](client, product_id))
+            assert (await shown["buy"](client, product_id, "ann")).remaining_stock == 5
+            assert isinstance(await shown["check_out"](client, product_id, "bob", pay), Success)
+            assert isinstance(await shown["check_out"](client, product_id, "cy", think_better_of_it), Cancelled)
+            assert isinstance(await shown["buy"](client, product_id, "dee"), Success)
+            assert await shown["check_out"](client, product_id, "eve", pay) == SoldOut(1)
+            await told_everything.wait()
+            following.cancel()
+    assert lines == [
+        "1 opened  7",
+        "2 sold ann 5",
+        "3 held bob 3",
+        "4 confirmed bob 3",
+        "5 held cy 1",
+        "6 cancelled cy 3",
+        "7 sold dee 1",
+    ]
