@@ -114,6 +114,7 @@ class Twins:
         self.sessions = {"one": MemoryEngine(mint), "two": MemoryEngine(mint)}
         self.sessions["two"]._products = self.sessions["one"]._products  # one store, two servers
         self.sequence = 0
+        self.outcome: Outcome = []  # the script's last
         self._minted = 0
         self.set_now(self._now_ms)
 
@@ -202,7 +203,7 @@ class Twins:
         expected = self.sessions[session].decide(batch)
         self._minted = self._minted + sum(type(request).__name__ == "Reserve" for request in batch.requests)
         reply, *snapshot = self._store.ask(self._call(batch, session), *self._questions(batch.product_id))
-        outcome = self._outcome(batch, reply)
+        self.outcome = outcome = self._outcome(batch, reply)
         assert outcome == expected
         self._compare(batch.product_id, snapshot)
         return outcome
