@@ -150,6 +150,7 @@ async def _expire(rig: Rig, redis: Redis, planter: "_Planter", scale: Scale, clo
         watching.append(asyncio.create_task(_watch(redis, clock, deadline)))
 
     quiet = await run_load(load(scale.quiet_s))
+    await clock.sleep_until(deadline - 2 * _START_S)  # the server closes connections that are silent for too long
     loud = await run_load(load(scale.loud_s), signal=at_deadline)
     back_s = await watching[0]
     for result in (quiet, loud):

@@ -1,6 +1,7 @@
 """What a measurement works with: a server of its own on a fresh embedded store, and the operator's hands on both."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from msgspec import Struct
 from bench.crowd import run_load
 from bench.load import Load
 from bench.result import Result
-from bench.stage import started_server, temporary_store
+from bench.stage import SERVE, started_server, temporary_store
 from flashsale.app import open_admin
 from flashsale.domain import PLAIN, Terms
 from flashsale.errors import FlashsaleError
@@ -39,12 +40,19 @@ class Rig(Struct, frozen=True):
         return result
 
 
+@asynccontextmanager
+async def open_rig(command: Sequence[str] = SERVE) -> AsyncIterator[Rig]:
+    """Yield a rig whose server is started by that command; it is gone afterwards."""
+    with temporary_store() as (home, store), started_server(home, command) as server:
+        async with open_admin(store) as admin:
+            yield Rig(home, store.url, server, admin)
+
+
 def on_rig(part: Callable[[Rig], Awaitable[Found]]) -> Found:
-    """Return what a measurement finds, on a rig that is gone afterwards."""
-    with temporary_store() as (home, store), started_server(home) as server:
+    """Return what a measurement finds on a rig of its own."""
 
-        async def run() -> Found:
-            async with open_admin(store) as admin:
-                return await part(Rig(home, store.url, server, admin))
+    async def run() -> Found:
+        async with open_rig() as rig:
+            return await part(rig)
 
-        return uvloop.run(run())
+    return uvloop.run(run())

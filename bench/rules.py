@@ -1,27 +1,33 @@
 """What the rules of a sale cost: the same crowd with and without them, in turns, so that a slow minute hits all alike.
 
 Plain is a purchase of one unit without a request id, of a product without terms. The others are the same purchase with
-a request id each, of a product with a limit for each user, or both. The ledger is always written. All are measured on
-one server and one store; ratios are taken within a round, and the median of the rounds is reported.
+a request id each, of a product with a limit for each user, or both. The ledger is always written, but by a second
+server, on a store of its own, whose script leaves it out. Ratios are taken within a round, and the median of the rounds
+is reported.
 
 Each request has a user of its own, as in a flash sale, so that the limit stops nobody and every request id is new.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from statistics import median
 from typing import Any
 
+import uvloop
 from msgspec import Struct
 from redis.asyncio import Redis
 
 from bench import expiry, proc
 from bench.load import SOLD_OUT, SUCCESS, Load
 from bench.report import Target, spread
-from bench.rig import Rig, on_rig
+from bench.rig import Rig, on_rig, open_rig
+from bench.stage import SERVE
 from flashsale.domain import PLAIN, Terms
 from flashsale.errors import FlashsaleError
 
 _PRODUCT_ID = "rules"
+_UNLEDGERED = (sys.executable, "-m", "bench.peers.unledgered")
 _STOCK_PLENTY = 1_000_000_000
 _LIMIT = Terms(limit=2)
 _ALL_RATIO_MIN = 0.6
@@ -34,13 +40,14 @@ class Variant(Struct, frozen=True):
     name: str
     terms: Terms
     request_ids: bool
+    ledger: bool = True
 
 
+UNLEDGERED = Variant("plain, no ledger", PLAIN, request_ids=False, ledger=False)
 BARE = Variant("plain", PLAIN, request_ids=False)
 LIMITED = Variant("limit", _LIMIT, request_ids=False)
 IDENTIFIED = Variant("request ids", PLAIN, request_ids=True)
 ALL = Variant("limit and request ids", _LIMIT, request_ids=True)
-VARIANTS = (BARE, LIMITED, IDENTIFIED, ALL)
 
 
 class Shape(Struct, frozen=True):
@@ -54,6 +61,12 @@ class Shape(Struct, frozen=True):
     def name(self) -> str:
         """What it is called in tables."""
         return f"{self.connection_count} x {self.pipeline_depth}, {'selling' if self.selling else 'sold out'}"
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What is compared: who is sold out writes no ledger anyway."""
+        variants = (BARE, LIMITED, IDENTIFIED, ALL)
+        return (UNLEDGERED, *variants) if self.selling else variants
 
 
 SHAPES = (
@@ -96,69 +109,88 @@ def measure(scale: Scale, progress: Callable[[str], None]) -> tuple[Cells, list[
         progress: called with what comes next.
     """
 
-    async def compare(rig: Rig) -> Cells:
-        return await _compare(rig, scale, progress)
-
     async def expire(rig: Rig) -> list[Target]:
         return await expiry.measure_expiry(rig, scale.holds, progress)
 
-    cells = on_rig(compare)
+    cells = uvloop.run(_compare(scale, progress))
     return cells, targets_of(cells) + on_rig(expire)
 
 
-async def _compare(rig: Rig, scale: Scale, progress: Callable[[str], None]) -> Cells:
-    cells: Cells = {shape.name: {variant.name: [] for variant in VARIANTS} for shape in SHAPES}
-    async with Redis.from_url(rig.store_url) as redis:
-        store_pid = (await redis.info("server"))["process_id"]
-    await _run(rig, SHAPES[0], BARE, min(_WARM_UP_S, scale.duration_s), store_pid)
-    for number in range(1, scale.round_count + 1):
-        for shape in SHAPES:
-            for variant in VARIANTS if number % 2 else reversed(VARIANTS):
-                progress(f"round {number} of {scale.round_count}: {shape.name}, {variant.name}")
-                cell = await _run(rig, shape, variant, scale.duration_s, store_pid)
-                cells[shape.name][variant.name].append(cell)
+async def _compare(scale: Scale, progress: Callable[[str], None]) -> Cells:
+    cells: Cells = {shape.name: {variant.name: [] for variant in shape.variants} for shape in SHAPES}
+    async with _open_runner() as ledgered, _open_runner(_UNLEDGERED) as unledgered:
+        for runner, variant in (ledgered, BARE), (unledgered, UNLEDGERED):
+            await runner.run(SHAPES[0], variant, min(_WARM_UP_S, scale.duration_s))
+        for number in range(1, scale.round_count + 1):
+            for shape in SHAPES:
+                for variant in shape.variants if number % 2 else reversed(shape.variants):
+                    progress(f"round {number} of {scale.round_count}: {shape.name}, {variant.name}")
+                    runner = ledgered if variant.ledger else unledgered
+                    cells[shape.name][variant.name].append(await runner.run(shape, variant, scale.duration_s))
     return cells
 
 
-async def _run(rig: Rig, shape: Shape, variant: Variant, duration_s: float, store_pid: int) -> Cell:
-    load = Load(
-        host=rig.server.host,
-        port=rig.server.port,
-        product_id=_PRODUCT_ID,
-        connection_count=shape.connection_count,
-        pipeline_depth=shape.pipeline_depth,
-        duration_s=duration_s,
-        request_ids=variant.request_ids,
-    )
-    server_s, store_s = proc.cpu_s(rig.server.pid), proc.cpu_s(store_pid)
-    result = await rig.run(load, stock=_STOCK_PLENTY if shape.selling else 0, terms=variant.terms)
-    server_s, store_s = proc.cpu_s(rig.server.pid) - server_s, proc.cpu_s(store_pid) - store_s
-    kind = SUCCESS if shape.selling else SOLD_OUT
-    if set(result.counts) != {kind}:
-        raise FlashsaleError(f"{shape.name}, {variant.name}: only {kind} was expected, not {dict(result.counts)}")
-    return Cell(
-        throughput_per_s=result.throughput_per_s,
-        server_cpu_us=server_s * 1e6 / result.answer_count,
-        store_cpu_us=store_s * 1e6 / result.answer_count,
-        latency_p50_ms=result.latency_ms(50.0),
-        latency_p99_ms=result.latency_ms(99.0),
-    )
+class _Runner(Struct, frozen=True):
+    """Makes the runs against one server."""
+
+    rig: Rig
+    store_pid: int
+
+    async def run(self, shape: Shape, variant: Variant, duration_s: float) -> Cell:
+        """Let the crowd at a fresh sale; all answers must be what they are expected to be."""
+        server = self.rig.server
+        load = Load(
+            host=server.host,
+            port=server.port,
+            product_id=_PRODUCT_ID,
+            connection_count=shape.connection_count,
+            pipeline_depth=shape.pipeline_depth,
+            duration_s=duration_s,
+            request_ids=variant.request_ids,
+        )
+        server_s, store_s = proc.cpu_s(server.pid), proc.cpu_s(self.store_pid)
+        result = await self.rig.run(load, stock=_STOCK_PLENTY if shape.selling else 0, terms=variant.terms)
+        server_s, store_s = proc.cpu_s(server.pid) - server_s, proc.cpu_s(self.store_pid) - store_s
+        kind = SUCCESS if shape.selling else SOLD_OUT
+        if set(result.counts) != {kind}:
+            raise FlashsaleError(f"{shape.name}, {variant.name}: only {kind} was expected, not {dict(result.counts)}")
+        return Cell(
+            throughput_per_s=result.throughput_per_s,
+            server_cpu_us=server_s * 1e6 / result.answer_count,
+            store_cpu_us=store_s * 1e6 / result.answer_count,
+            latency_p50_ms=result.latency_ms(50.0),
+            latency_p99_ms=result.latency_ms(99.0),
+        )
+
+
+@asynccontextmanager
+async def _open_runner(command: Sequence[str] = SERVE) -> AsyncIterator[_Runner]:
+    async with open_rig(command) as rig:
+        async with Redis.from_url(rig.store_url) as redis:
+            store_pid = (await redis.info("server"))["process_id"]
+        yield _Runner(rig, store_pid)
 
 
 def targets_of(cells: Cells) -> list[Target]:
-    """Return the throughput with each of the rules over the plain one's, beside what it has to be."""
+    """Return the ratios of throughput, beside what they have to be."""
     targets = []
     for shape in SHAPES:
-        for variant in VARIANTS[1:]:
-            pairs = zip(cells[shape.name][variant.name], cells[shape.name][BARE.name], strict=True)
-            ratios = [cell.throughput_per_s / plain.throughput_per_s for cell, plain in pairs]
-            name = f"{shape.name}: throughput, {variant.name} / plain"
-            if shape.selling and variant == ALL:
-                target = Target(name, spread(ratios), f">= {_ALL_RATIO_MIN:g}", median(ratios) >= _ALL_RATIO_MIN)
-            else:
-                target = Target(name, spread(ratios), "", None)
-            targets.append(target)
+        pairs = [(variant, BARE) for variant in shape.variants if variant.ledger and variant != BARE]
+        if UNLEDGERED in shape.variants:
+            pairs += [(BARE, UNLEDGERED), (ALL, UNLEDGERED)]
+        for pair in pairs:
+            wanted = _ALL_RATIO_MIN if shape.selling and pair == (ALL, BARE) else None
+            targets.append(_target(cells, shape, pair, at_least=wanted))
     return targets
+
+
+def _target(cells: Cells, shape: Shape, pair: tuple[Variant, Variant], *, at_least: float | None) -> Target:
+    found, other = (cells[shape.name][variant.name] for variant in pair)
+    ratios = [one.throughput_per_s / two.throughput_per_s for one, two in zip(found, other, strict=True)]
+    name = f"{shape.name}: throughput, {pair[0].name} / {pair[1].name}"
+    if at_least is None:
+        return Target(name, spread(ratios), "", None)
+    return Target(name, spread(ratios), f">= {at_least:g}", median(ratios) >= at_least)
 
 
 ROWS_HEAD = ["Connections x depth", "Rules", "Requests/s", "Server CPU, µs", "Store CPU, µs", "p50, ms", "p99, ms"]

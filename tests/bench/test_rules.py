@@ -1,6 +1,11 @@
 import re
 
+import pytest
+
 from bench import expiry, rules
+from bench.peers.unledgered import without_ledger
+from flashsale.errors import FlashsaleError
+from flashsale.store import scripts
 
 SMALL = rules.Scale(
     round_count=1,
@@ -12,15 +17,17 @@ SMALL = rules.Scale(
 def test_every_rule_is_measured_beside_the_plain_purchase():
     steps = []
     cells, targets = rules.measure(SMALL, steps.append)
-    assert len(steps) == len(rules.SHAPES) * len(rules.VARIANTS) + 1
+    runs = [(shape.name, variant.name) for shape in rules.SHAPES for variant in shape.variants]
+    assert len(steps) == len(runs) + 1
     rows = rules.rows_of(cells)
-    assert [row[:2] for row in rows[:4]] == [
+    assert [(row[0], row[1]) for row in rows] == runs
+    assert [row[:2] for row in rows[:5]] == [
+        ["200 x 1, selling", "plain, no ledger"],
         ["200 x 1, selling", "plain"],
         ["200 x 1, selling", "limit"],
         ["200 x 1, selling", "request ids"],
         ["200 x 1, selling", "limit and request ids"],
     ]
-    assert len(rows) == len(rules.SHAPES) * len(rules.VARIANTS)
     assert all(cell.throughput_per_s > 0 for found in cells.values() for [cell] in found.values())
     assert all(re.search(r"\d", target.measured) for target in targets)
     wanted = [target.target for target in targets if target.met is not None]
@@ -38,11 +45,22 @@ def test_a_ratio_is_taken_within_a_round_and_judged_by_the_median():
                 latency_p99_ms=1.0,
             )
 
-        by_variant = {variant.name: [cell(value) for value in ruled] for variant in rules.VARIANTS}
-        by_variant[rules.BARE.name] = [cell(value) for value in plain]
-        return {shape.name: by_variant for shape in rules.SHAPES}
+        return {
+            shape.name: {
+                variant.name: [cell(value) for value in (plain if variant == rules.BARE else ruled)]
+                for variant in shape.variants
+            }
+            for shape in rules.SHAPES
+        }
 
     [met, _] = [found for found in rules.targets_of(cells([100, 10, 1], [50, 6, 0.7])) if found.target]
     assert (met.measured, met.met) == ("0.60 (0.50..0.70)", True)
     [missed, _] = [found for found in rules.targets_of(cells([100, 10, 1], [50, 5, 0.7])) if found.target]
     assert (missed.measured, missed.met) == ("0.50 (0.50..0.70)", False)
+
+
+def test_a_script_without_a_ledger_differs_in_that_alone():
+    source = without_ledger(scripts.DECIDE.source)
+    assert source.replace(b"  do return nil end\n", b"") == scripts.DECIDE.source
+    with pytest.raises(FlashsaleError, match="no function 'append'"):
+        without_ledger(b"return 1")
