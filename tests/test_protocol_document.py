@@ -640,23 +640,22 @@ def test_events_are_read_both_ways() -> None:
     assert documented == {name if name in always else f"{name}?" for name in set.union(*map(set, events))}
 
 
-async def test_events_are_published_as_shown(store_url: str, redis_client: Redis) -> None:
+async def test_events_are_published_as_shown(store_url: str, redis_client: Redis, product_id: str) -> None:
     [block] = blocks("json")
-    shown = block.splitlines()
-    engine = RedisEngine(store_url)
+    shown = block.replace("iphone15", product_id).splitlines()
     heard: list[str] = []
+    engine = RedisEngine(store_url)
     async with Admin(store_url) as admin, redis_client.pubsub(ignore_subscribe_messages=True) as pubsub:
         await pubsub.subscribe(keys.EVENTS_CHANNEL)
-        await admin.init("iphone15", 3)
-        both = [Purchase("iphone15", "user_0_0"), Reserve("iphone15", "user_1_0", quantity=2)]
-        [[_, held]] = await engine.commit([Batch("iphone15", both, 1)], timeout_s=10)
-        await engine.commit([Batch("iphone15", [Cancel(held.code)], 2)], timeout_s=10)
-        await admin.change(Pause("iphone15"))
+        await admin.init(product_id, 3)
+        both = [Purchase(product_id, "user_0_0"), Reserve(product_id, "user_1_0", quantity=2)]
+        [[_, held]] = await engine.commit([Batch(product_id, both, 1)], timeout_s=10)
+        await engine.commit([Batch(product_id, [Cancel(held.code)], 2)], timeout_s=10)
+        await admin.change(Pause(product_id))
         while len(heard) < len(shown):
             message = await pubsub.get_message(timeout=30)
-            if message and '"product_id":"iphone15"' in message["data"]:
+            if message and f'"product_id":"{product_id}"' in message["data"]:
                 heard.append(re.sub(r'"timestamp":\d{10}', '"timestamp":1767225600', message["data"]))
-        await admin.reset("iphone15")
     await engine.close()
     assert heard == shown
 
