@@ -374,8 +374,9 @@ def retry_storm_command(
 ) -> None:
     """Send purchases again and again; each must count once.
 
-    Each has a request id. Some are sent two or three times: in one burst, again when answered, or on several
-    connections at once. In the end each id must have one effect in the store's ledger, and every answer must say so.
+    Each has a request id. Some are sent two or three times: in one burst, again when answered, on several connections
+    at once, or after a connection broke. In the end each id must have one effect in the store's ledger, and every
+    answer must say so.
     """
     plan = storm.Plan(
         purchase_count=purchases,

@@ -143,9 +143,9 @@ class Line(asyncio.Protocol):
         return await self.send([(operation, request)])[0]
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection once everything is sent, and wait for no answers."""
         if self._transport is not None:
-            self._transport.abort()
+            self._transport.close()
 
 
 async def connect(host: str, port: int, count: int, timings: Timings) -> list[Line]:

@@ -1,4 +1,4 @@
-"""Buyers who send a purchase again: at once or after the answer, on the same connection or on others.
+"""Buyers who send a purchase again: at once, after the answer, or without it; on the same connection or on others.
 
 Each purchase has a request id and a user of its own. However often and wherever it is sent, it must have one effect,
 and every answer but one must say that it is a repetition, with the order of the first. In the end the store's ledger
@@ -7,7 +7,7 @@ and its list of buyers are held against what was told.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from enum import StrEnum
 from random import Random
 from typing import Any
@@ -21,11 +21,16 @@ from bench.line import Line, Timings
 from bench.result import Result
 from bench.rig import Rig, on_rig
 from flashsale.domain import Answer, ProductStatus, Purchase, SoldOut, Success, Unknown
+from flashsale.errors import FlashsaleError
+
+Dial = Callable[[], Awaitable[Line]]
+"""Makes one more connection."""
 
 _PRODUCT_ID = "storm"
 _SEED = 1
-_TIMES = (2, 3)
-"""How often a purchase that is sent again is sent, the first time included."""
+_AGAIN_COUNTS = (1, 2)
+_CONNECT_COUNT_MAX = 50
+"""Connections that are made at once, to be broken off."""
 
 
 class Manner(StrEnum):
@@ -35,9 +40,11 @@ class Manner(StrEnum):
     BURST = "in one burst"
     LATER = "again when answered"
     ELSEWHERE = "on several connections at once"
+    BROKEN = "after a connection broke"
+    """The first time on a connection that ends before the answer: what request ids are for."""
 
 
-_REPEATED = (Manner.BURST, Manner.LATER, Manner.ELSEWHERE)
+_REPEATED = tuple(manner for manner in Manner if manner is not Manner.ONCE)
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -59,8 +66,13 @@ class Order(Struct):
 
     purchase: Purchase
     manner: Manner
-    sent_count: int
+    again_count: int
     answers: list[Answer]
+
+    @property
+    def expected_count(self) -> int:
+        """How many answers there should be."""
+        return self.again_count + (self.manner is not Manner.BROKEN)
 
 
 class Storm(Struct, frozen=True):
@@ -88,8 +100,8 @@ class Storm(Struct, frozen=True):
     @property
     def failed_count(self) -> int:
         """Requests without an answer, or with one that is neither SUCCESS nor SOLD_OUT."""
-        sent_count = sum(order.sent_count for order in self.orders)
-        return sent_count - sum(isinstance(answer, Success | SoldOut) for answer in self._answers())
+        expected_count = sum(order.expected_count for order in self.orders)
+        return expected_count - sum(isinstance(answer, Success | SoldOut) for answer in self._answers())
 
     @property
     def manners(self) -> Counter[str]:
@@ -133,8 +145,15 @@ async def _run(rig: Rig, plan: Plan, progress: Callable[[str], None]) -> Storm:
     lines = await line.connect(rig.server.host, rig.server.port, plan.connection_count, timings)
     progress(f"{plan.purchase_count:,} purchases, {plan.again_share:.0%} of them sent again")
     orders = _make_orders(plan)
+    dialling = asyncio.Semaphore(_CONNECT_COUNT_MAX)
+
+    async def dial() -> Line:
+        async with dialling:
+            [one] = await line.connect(rig.server.host, rig.server.port, 1, timings)
+        return one
+
     timings.begin()
-    await _send_all(plan, orders, lines)
+    await _send_all(plan, orders, lines, dial)
     timings.end()
     for one in lines:
         one.close()
@@ -152,17 +171,17 @@ def _make_orders(plan: Plan) -> list[Order]:
     for number in range(plan.purchase_count):
         manner = random.choice(_REPEATED) if random.random() < plan.again_share else Manner.ONCE
         purchase = Purchase(_PRODUCT_ID, f"user_{number}", request_id=f"request_{number}")
-        orders.append(Order(purchase, manner, 1 if manner is Manner.ONCE else random.choice(_TIMES), []))
+        orders.append(Order(purchase, manner, 0 if manner is Manner.ONCE else random.choice(_AGAIN_COUNTS), []))
     return orders
 
 
-async def _send_all(plan: Plan, orders: Sequence[Order], lines: Sequence[Line]) -> None:
+async def _send_all(plan: Plan, orders: Sequence[Order], lines: Sequence[Line], dial: Dial) -> None:
     """Send them in a closed loop, so many at once on each connection, until they are done or the time is over."""
     waiting = iter(orders)
 
     async def work(number: int) -> None:
         for order in waiting:
-            await _send(order, lines, number)
+            await _send(order, lines, number, dial)
 
     try:
         async with asyncio.timeout(plan.timeout_s), asyncio.TaskGroup() as workers:
@@ -172,21 +191,28 @@ async def _send_all(plan: Plan, orders: Sequence[Order], lines: Sequence[Line]) 
         pass  # answers are missing, and will be told
 
 
-async def _send(order: Order, lines: Sequence[Line], home: int) -> None:
-    """Send one purchase as often as it shall be; the copies that go elsewhere take the next connections."""
-    again_count = order.sent_count - 1
-    if order.manner is Manner.BURST:
-        sent = lines[home].send([("first", order.purchase)] + [("again", order.purchase)] * again_count)
-    elif order.manner is Manner.ELSEWHERE:
-        sent = lines[home].send([("first", order.purchase)])
-        for number in range(1, order.sent_count):
-            sent += lines[(home + number) % len(lines)].send([("again", order.purchase)])
-    else:
-        sent = lines[home].send([("first", order.purchase)])
+async def _send(order: Order, lines: Sequence[Line], home: int, dial: Dial) -> None:
+    """Send one purchase as often as it shall be; what goes elsewhere takes the next connections."""
+    first, again = ("first", order.purchase), ("again", order.purchase)
+    elsewhere = [lines[(home + number) % len(lines)] for number in range(1, order.again_count + 1)]
+    match order.manner:
+        case Manner.BURST:
+            sent = lines[home].send([first, *[again] * order.again_count])
+        case Manner.ELSEWHERE:
+            sent = lines[home].send([first]) + [answer for other in elsewhere for answer in other.send([again])]
+        case Manner.BROKEN:
+            try:
+                lost = await dial()
+            except FlashsaleError:
+                return  # the server is gone, and the answers are missing
+            sent = lost.send([("broken off", order.purchase)])[:0]
+            lost.close()
+        case _:
+            sent = lines[home].send([first])
     order.answers += [await answer for answer in sent]
-    if order.manner is Manner.LATER:
-        for number in range(again_count):
-            order.answers.append(await lines[(home + number) % len(lines)].ask("again", order.purchase))
+    if order.manner in {Manner.LATER, Manner.BROKEN}:
+        for other in elsewhere:
+            order.answers.append(await other.ask(*again))
 
 
 def find_faults(orders: Sequence[Order], books: Books) -> list[str]:
@@ -200,7 +226,7 @@ def find_faults(orders: Sequence[Order], books: Books) -> list[str]:
         assert request_id is not None
         versions = sales.pop(request_id, [])
         successes = [answer for answer in order.answers if isinstance(answer, Success)]
-        unsure = len(order.answers) < order.sent_count or any(isinstance(found, Unknown) for found in order.answers)
+        unsure = len(order.answers) < order.expected_count or any(isinstance(found, Unknown) for found in order.answers)
         if len(versions) > 1:
             wrong["request ids bought more than once"] += 1
         if versions and not successes and not unsure:
@@ -210,7 +236,8 @@ def find_faults(orders: Sequence[Order], books: Books) -> list[str]:
         if any([answer.version] != versions for answer in successes) or len({one.order_id for one in successes}) > 1:
             wrong["request ids were told of another order than the one in the ledger"] += 1
         first_count = sum(not answer.duplicate for answer in successes)
-        if first_count > 1 or (successes and not first_count and not unsure):
+        may_have_missed = unsure or order.manner is Manner.BROKEN
+        if first_count > 1 or (successes and not first_count and not may_have_missed):
             wrong["request ids were not told exactly once that the order is new"] += 1
     wrong["orders in the ledger have a request id that nobody sent"] += len(sales)
     return [f"{count} {sentence}" for sentence, count in wrong.items() if count]

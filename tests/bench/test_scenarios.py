@@ -80,10 +80,13 @@ def test_a_retry_storm_has_one_effect_for_each_request_id(tmp_path):
     found = told(tmp_path / "s.json")
     assert sum(found["purchases"].values()) == 1_000
     assert min(found["purchases"].values()) > 0
-    assert len(found["purchases"]) == 4
+    assert len(found["purchases"]) == 5
     assert (found["sold"], found["failed"], found["check"]["faults"]) == (600, 0, [])
     again = sum(counts["answers"].get("SUCCESS again", 0) for counts in found["operations"].values())
     assert found["duplicates"] == again > 0
+    assert found["operations"]["broken off"]["answers"] == {
+        "UNKNOWN: connection lost": found["purchases"]["after a connection broke"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -200,20 +203,22 @@ SALE = Change(kind=Kind.SOLD, version=2, at_ms=0, remaining=9, user_id="ann", qu
 SALE_AGAIN = Change(kind=Kind.SOLD, version=3, at_ms=0, remaining=8, user_id="ann", quantity=1, request_id="r")
 
 
-def order(*answers, sent_count=None):
+def order(*answers, manner=storm.Manner.BURST, again_count=1):
     purchase = Purchase("p", "ann", request_id="r")
-    return storm.Order(purchase, storm.Manner.BURST, sent_count or len(answers), list(answers))
+    return storm.Order(purchase, manner, again_count, list(answers))
 
 
 @pytest.mark.parametrize(
     ("found", "changes"),
     [
-        (order(FIRST, AGAIN, AGAIN), [SALE]),
+        (order(FIRST, AGAIN, AGAIN, again_count=2), [SALE]),
         (order(AGAIN, FIRST), [SALE]),
         (order(SoldOut(), SoldOut()), []),
         (order(Unknown(), AGAIN), [SALE]),
         (order(Unknown(), Unknown()), [SALE]),
-        (order(sent_count=2), [SALE]),
+        (order(), [SALE]),
+        (order(FIRST, manner=storm.Manner.BROKEN), [SALE]),
+        (order(AGAIN, manner=storm.Manner.BROKEN), [SALE]),
     ],
 )
 def test_one_effect_told_as_it_is(found, changes):
