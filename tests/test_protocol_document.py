@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -697,12 +698,13 @@ def losing_the_first_answer(host: str, port: int) -> Iterator[int]:
         for connection_count in range(3):
             client, _ = listening.accept()
             with client, socket.create_connection((host, port)) as upstream:
-                while request := client.recv(65536):
-                    upstream.sendall(request)
-                    answer = upstream.recv(65536)
-                    if connection_count == 0:
+                others = {client: upstream, upstream: client}
+                while True:
+                    [ready, *_], _, _ = select.select([client, upstream], [], [])
+                    data = ready.recv(65536)
+                    if not data or (ready is upstream and connection_count == 0):
                         break
-                    client.sendall(answer)
+                    others[ready].sendall(data)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=run)
