@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import uvloop
 from msgspec import Struct
+from redis.asyncio import Redis
 
 from bench.crowd import run_load
 from bench.load import Load
@@ -27,6 +28,7 @@ class Rig(Struct, frozen=True):
     home: Path
     """The directory of the store."""
     store_url: str
+    store_pid: int
     server: ServerProcess
     admin: Admin
 
@@ -44,8 +46,10 @@ class Rig(Struct, frozen=True):
 async def open_rig(command: Sequence[str] = SERVE) -> AsyncIterator[Rig]:
     """Yield a rig whose server is started by that command; it is gone afterwards."""
     with temporary_store() as (home, store), started_server(home, command) as server:
+        async with Redis.from_url(store.url) as redis:
+            store_pid = (await redis.info("server"))["process_id"]
         async with open_admin(store) as admin:
-            yield Rig(home, store.url, server, admin)
+            yield Rig(home, store.url, store_pid, server, admin)
 
 
 def on_rig(part: Callable[[Rig], Awaitable[Found]]) -> Found:

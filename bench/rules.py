@@ -9,20 +9,17 @@ Each request has a user of its own, as in a flash sale, so that the limit stops 
 """
 
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import uvloop
 from msgspec import Struct
-from redis.asyncio import Redis
 
 from bench import expiry, proc
 from bench.load import SOLD_OUT, SUCCESS, Load
 from bench.report import Target, spread
 from bench.rig import Rig, on_rig, open_rig
-from bench.stage import SERVE
 from flashsale.domain import PLAIN, Terms
 from flashsale.errors import FlashsaleError
 
@@ -118,57 +115,43 @@ def measure(scale: Scale, progress: Callable[[str], None]) -> tuple[Cells, list[
 
 async def _compare(scale: Scale, progress: Callable[[str], None]) -> Cells:
     cells: Cells = {shape.name: {variant.name: [] for variant in shape.variants} for shape in SHAPES}
-    async with _open_runner() as ledgered, _open_runner(_UNLEDGERED) as unledgered:
-        for runner, variant in (ledgered, BARE), (unledgered, UNLEDGERED):
-            await runner.run(SHAPES[0], variant, min(_WARM_UP_S, scale.duration_s))
+    async with open_rig() as ledgered, open_rig(_UNLEDGERED) as unledgered:
+        for rig, variant in (ledgered, BARE), (unledgered, UNLEDGERED):
+            await _run(rig, SHAPES[0], variant, min(_WARM_UP_S, scale.duration_s))
         for number in range(1, scale.round_count + 1):
             for shape in SHAPES:
                 for variant in shape.variants if number % 2 else reversed(shape.variants):
                     progress(f"round {number} of {scale.round_count}: {shape.name}, {variant.name}")
-                    runner = ledgered if variant.ledger else unledgered
-                    cells[shape.name][variant.name].append(await runner.run(shape, variant, scale.duration_s))
+                    rig = ledgered if variant.ledger else unledgered
+                    cells[shape.name][variant.name].append(await _run(rig, shape, variant, scale.duration_s))
     return cells
 
 
-class _Runner(Struct, frozen=True):
-    """Makes the runs against one server."""
-
-    rig: Rig
-    store_pid: int
-
-    async def run(self, shape: Shape, variant: Variant, duration_s: float) -> Cell:
-        """Let the crowd at a fresh sale; all answers must be what they are expected to be."""
-        server = self.rig.server
-        load = Load(
-            host=server.host,
-            port=server.port,
-            product_id=_PRODUCT_ID,
-            connection_count=shape.connection_count,
-            pipeline_depth=shape.pipeline_depth,
-            duration_s=duration_s,
-            request_ids=variant.request_ids,
-        )
-        server_s, store_s = proc.cpu_s(server.pid), proc.cpu_s(self.store_pid)
-        result = await self.rig.run(load, stock=_STOCK_PLENTY if shape.selling else 0, terms=variant.terms)
-        server_s, store_s = proc.cpu_s(server.pid) - server_s, proc.cpu_s(self.store_pid) - store_s
-        kind = SUCCESS if shape.selling else SOLD_OUT
-        if set(result.counts) != {kind}:
-            raise FlashsaleError(f"{shape.name}, {variant.name}: only {kind} was expected, not {dict(result.counts)}")
-        return Cell(
-            throughput_per_s=result.throughput_per_s,
-            server_cpu_us=server_s * 1e6 / result.answer_count,
-            store_cpu_us=store_s * 1e6 / result.answer_count,
-            latency_p50_ms=result.latency_ms(50.0),
-            latency_p99_ms=result.latency_ms(99.0),
-        )
-
-
-@asynccontextmanager
-async def _open_runner(command: Sequence[str] = SERVE) -> AsyncIterator[_Runner]:
-    async with open_rig(command) as rig:
-        async with Redis.from_url(rig.store_url) as redis:
-            store_pid = (await redis.info("server"))["process_id"]
-        yield _Runner(rig, store_pid)
+async def _run(rig: Rig, shape: Shape, variant: Variant, duration_s: float) -> Cell:
+    """Let the crowd at a fresh sale; all answers must be what is expected of it."""
+    load = Load(
+        host=rig.server.host,
+        port=rig.server.port,
+        product_id=_PRODUCT_ID,
+        connection_count=shape.connection_count,
+        pipeline_depth=shape.pipeline_depth,
+        duration_s=duration_s,
+        request_ids=variant.request_ids,
+    )
+    await rig.admin.init(_PRODUCT_ID, 0, force=True)  # forgetting the run before is not part of this one's CPU time
+    server_s, store_s = proc.cpu_s(rig.server.pid), proc.cpu_s(rig.store_pid)
+    result = await rig.run(load, stock=_STOCK_PLENTY if shape.selling else 0, terms=variant.terms)
+    server_s, store_s = proc.cpu_s(rig.server.pid) - server_s, proc.cpu_s(rig.store_pid) - store_s
+    kind = SUCCESS if shape.selling else SOLD_OUT
+    if set(result.counts) != {kind}:
+        raise FlashsaleError(f"{shape.name}, {variant.name}: only {kind} was expected, not {dict(result.counts)}")
+    return Cell(
+        throughput_per_s=result.throughput_per_s,
+        server_cpu_us=server_s * 1e6 / result.answer_count,
+        store_cpu_us=store_s * 1e6 / result.answer_count,
+        latency_p50_ms=result.latency_ms(50.0),
+        latency_p99_ms=result.latency_ms(99.0),
+    )
 
 
 def targets_of(cells: Cells) -> list[Target]:
