@@ -393,7 +393,8 @@ def parse_order_id(order_id: str) -> OrderRef | None:
     except (ValueError, IndexError):
         return None
     order = OrderRef(product_id, epoch, version, at_ms)
-    return order if make_order_id(order) == order_id else None
+    possible = version <= STOCK_MAX and at_ms <= TIME_MAX * 1000
+    return order if possible and make_order_id(order) == order_id else None
 
 
 # The terms of a sale
@@ -569,7 +570,7 @@ class Mark(StrEnum):
     SUBSCRIBED = "subscribed"
     """To all products: this one is followed from behind `version` of `epoch`."""
     GAP = "gap"
-    """The changes behind `after_version` up to `version` are no longer kept; what follows comes after them."""
+    """Those changes up to `version` that were not told are no longer kept; what follows comes after them."""
     RESET = "reset"
     """The product was deleted or opened anew: nothing that was told of it holds; what follows is the new sale's."""
 
@@ -598,8 +599,6 @@ class FeedEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     item_id: int = 0
     order_id: str = ""
     """Of `sold` and `confirmed`; of `refunded` as far as the ledger still knows the order."""
-    after_version: int | None = None
-    """Of `gap` alone: the last version before those that are missing."""
     epoch: str = ""
     """Of `opened`, `reset` and `subscribed`: the sale that versions belong to from here on."""
 
@@ -623,7 +622,7 @@ def check_product_id(value: str) -> str:
 
 
 def check_stock(value: str) -> int:
-    """Return the number of units, or raise InvalidValueError unless it is a whole number from 0 to 2^53-1."""
+    """Return the number of units, or raise InvalidValueError unless it is a whole number from 0 to STOCK_MAX."""
     if value.isascii() and value.isdigit() and len(value) <= len(str(STOCK_MAX)) and int(value) <= STOCK_MAX:
         return int(value)
     raise InvalidValueError(f"'{value}' is not a stock: give a whole number of units from 0 to {STOCK_MAX}")

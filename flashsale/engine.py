@@ -253,7 +253,7 @@ class _Decision:
                 return self._restock(request)
             case Refund():
                 return self._refund(request)
-            case Pause() | Resume() | Close():
+            case _:
                 return self._switch(request)
 
     # Idempotency

@@ -7,11 +7,23 @@ import pytest
 from flashsale.domain import (
     ID_SIZE_MAX,
     STOCK_MAX,
+    TIME_MAX,
+    TOKEN_LENGTH,
     Answer,
-    Event,
+    Cancel,
+    Confirm,
+    Extend,
+    OrderRef,
+    PurchaseEvent,
+    Refund,
+    SoldOutEvent,
     Success,
     check_product_id,
     check_stock,
+    make_code,
+    make_order_id,
+    parse_order_id,
+    token_of,
 )
 from flashsale.errors import (
     ConfigError,
@@ -65,7 +77,7 @@ def test_product_id_is_refused_with_a_sentence(value: str, sentence: str) -> Non
 
 @pytest.mark.parametrize(
     ("value", "stock"),
-    [("0", 0), ("1", 1), ("100", 100), ("007", 7), (str(STOCK_MAX), STOCK_MAX), ("9007199254740991", 2**53 - 1)],
+    [("0", 0), ("1", 1), ("100", 100), ("007", 7), (str(STOCK_MAX), STOCK_MAX), ("99999999999999", 10**14 - 1)],
 )
 def test_stock_is_read(value: str, stock: int) -> None:
     assert check_stock(value) == stock
@@ -73,7 +85,7 @@ def test_stock_is_read(value: str, stock: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["", " ", "abc", "-1", "+1", "1.5", "1e3", "1_000", " 1", "1\n", "0x10", "½", "٣", "9007199254740992", "9" * 5000],
+    ["", " ", "abc", "-1", "+1", "1.5", "1e3", "1_000", " 1", "1\n", "0x10", "½", "٣", "100000000000000", "9" * 5000],
 )
 def test_stock_is_refused_with_a_sentence(value: str) -> None:
     with pytest.raises(InvalidValueError, match=r"is not a stock: give a whole number of units from 0 to "):
@@ -81,8 +93,66 @@ def test_stock_is_refused_with_a_sentence(value: str) -> None:
 
 
 def test_each_answer_and_event_has_a_tag_of_its_own() -> None:
-    for union, count in ((Answer, 6), (Event, 2)):
-        assert len({kind.__struct_config__.tag for kind in get_args(union)}) == count
+    for union in (Answer, PurchaseEvent | SoldOutEvent):
+        kinds = get_args(union)
+        assert len({kind.__struct_config__.tag for kind in kinds}) == len(kinds) > 1
+
+
+# Codes and order ids
+
+ORDER = OrderRef("a-b.c", "0f3c9a21", 0xABC, 1_760_000_000_000)
+
+
+def test_code_carries_its_product() -> None:
+    code = make_code("A" * TOKEN_LENGTH, "a.b-c")
+    assert code == "A" * 22 + ".a.b-c"
+    assert token_of(code) == "A" * 22
+    for request in (Confirm(code), Cancel(code), Extend(code, 5)):
+        assert (request.product_id, request.user_id) == ("a.b-c", "")
+    assert Confirm("no code").product_id == ""
+    assert token_of("no code") == "no code"
+
+
+def test_order_id_is_read_and_written() -> None:
+    order_id = make_order_id(ORDER)
+    assert order_id == "199c82cc000-0000000abc-0f3c9a21-a-b.c"
+    assert parse_order_id(order_id) == ORDER
+    assert Refund(order_id).product_id == "a-b.c"
+    assert Refund("none").product_id == ""
+
+
+def test_order_ids_sort_by_time_and_then_by_version() -> None:
+    moments = [(1, 10**13), (2, 10), (2, 11), (10, 9), (2**40, 1)]
+    ids = [make_order_id(OrderRef("p", "ffffffff", version, at_ms)) for at_ms, version in moments]
+    assert sorted(ids) == ids
+
+
+@pytest.mark.parametrize("edge", [OrderRef("p", "", STOCK_MAX, 0), OrderRef("p", "", 0, TIME_MAX * 1000)], ids=repr)
+def test_order_id_of_the_last_version_and_of_the_last_moment(edge: OrderRef) -> None:
+    assert parse_order_id(make_order_id(edge)) == edge
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "199c82cc000-0000000abc-0f3c9a21",
+        "199c82cc000-abc-0f3c9a21-p",
+        "99c82cc000-0000000abc-0f3c9a21-p",
+        "199C82CC000-0000000abc-0f3c9a21-p",
+        "+99c82cc000-0000000abc-0f3c9a21-p",
+        "0x9c82cc000-0000000abc-0f3c9a21-p",
+        "199c82_c000-0000000abc-0f3c9a21-p",
+        "199c82cc000 -0000000abc-0f3c9a21-p",
+        make_order_id(OrderRef("p", "0f3c9a21", STOCK_MAX + 1, 1)),
+        make_order_id(OrderRef("p", "0f3c9a21", 1, TIME_MAX * 1000 + 1)),
+        make_order_id(OrderRef("p", "0f3c9a21", 2**64, 1)),
+        "f" * 5000 + "-0000000abc-0f3c9a21-p",
+    ],
+)
+def test_text_that_is_no_order_id(text: str) -> None:
+    assert parse_order_id(text) is None
 
 
 def test_values_cannot_be_changed() -> None:

@@ -2,7 +2,23 @@
 
 import pytest
 
-from flashsale.domain import NOT_FOUND, SOLD_OUT, Batch, GetStatus, ProductStatus, Purchase, Success
+from flashsale.domain import (
+    NOT_FOUND,
+    SOLD_OUT,
+    Batch,
+    Change,
+    Confirm,
+    GetStatus,
+    Held,
+    Kind,
+    OrderRef,
+    Outcome,
+    ProductStatus,
+    Purchase,
+    Reserve,
+    Success,
+    make_order_id,
+)
 from flashsale.engine import MemoryEngine
 
 
@@ -10,21 +26,25 @@ def batch(sequence: int, *users: str, fenced: bool = False) -> Batch:
     return Batch("p", [Purchase("p", user) for user in users], sequence, fenced=fenced)
 
 
+def sold(remaining: int, version: int) -> Success:
+    return Success(remaining, make_order_id(OrderRef("p", "00000000", version, 0)), version)
+
+
 def test_create_again_forgets_the_buyers() -> None:
     engine = MemoryEngine()
     engine.create("p", 2)
-    assert engine.decide(batch(1, "a")) == [Success(1)]
+    assert engine.decide(batch(1, "a")) == [sold(1, 2)]
     engine.create("p", 5)
     assert engine.buyers("p") == []
-    assert engine.decide(batch(2, "b")) == [Success(4)]
+    assert engine.decide(batch(2, "b")) == [sold(4, 4)]  # the versions go on
 
 
 def test_create_again_keeps_the_sequence() -> None:
     engine = MemoryEngine()
     engine.create("p", 2)
-    assert engine.decide(batch(1, "a")) == [Success(1)]
+    assert engine.decide(batch(1, "a")) == [sold(1, 2)]
     engine.create("p", 5)
-    assert engine.decide(batch(1, "a")) == [Success(1)]  # a resend of what was decided before
+    assert engine.decide(batch(1, "a")) == [sold(1, 2)]  # a resend of what was decided before
     assert engine.buyers("p") == []
 
 
@@ -52,7 +72,7 @@ def test_answers_given_out_are_remembered_apart_from_the_stock() -> None:
     engine = MemoryEngine()
     engine.create("p", 1)
     first = engine.decide(batch(1, "a", "b"))
-    assert first == [Success(0), SOLD_OUT]
+    assert first == [sold(0, 2), SOLD_OUT]
     engine.create("p", 9)
     assert engine.decide(batch(1, "a", "b")) == first
 
@@ -61,6 +81,45 @@ async def test_commit_decides_each_batch_in_order() -> None:
     engine = MemoryEngine()
     engine.create("p", 1)
     other = Batch("q", [GetStatus("q")], 2)
-    assert await engine.commit([batch(1, "a"), other], timeout_s=1) == [[Success(0)], [NOT_FOUND]]
+    assert await engine.commit([batch(1, "a"), other], timeout_s=1) == [[sold(0, 2)], [NOT_FOUND]]
     assert await engine.commit([], timeout_s=1) == []
-    assert engine.decide(Batch("p", [GetStatus("p")], 3)) == [ProductStatus(0, 1)]
+    assert engine.decide(Batch("p", [GetStatus("p")], 3)) == [ProductStatus(0, 1, version=2)]
+
+
+def test_ledger_is_a_copy() -> None:
+    engine = MemoryEngine()
+    engine.now_ms = 5
+    engine.create("p", 2)
+    opened = Change(kind=Kind.OPENED, version=1, at_ms=5, remaining=2, quantity=2)
+    assert engine.ledger("p") == [opened]
+    engine.ledger("p").clear()
+    assert engine.ledger("p") == [opened]
+
+
+def test_stock_set_by_hand_has_no_ledger_before_its_first_change() -> None:
+    engine = MemoryEngine()
+    engine.set_stock("p", 2, ["x"])
+    assert engine.ledger("p") == []
+    assert engine.buyers("p") == ["x"]
+    assert engine.decide(batch(1, "a")) == [sold(1, 2)]
+    assert [change.kind for change in engine.ledger("p")] == [Kind.OPENED, Kind.SOLD]
+
+
+def test_secrets_of_holds_are_made_for_each_that_is_asked_for() -> None:
+    def reserve(sequence: int) -> Outcome:
+        return engine.decide(Batch("p", [Reserve("p", "a")], sequence))
+
+    engine = MemoryEngine(iter("abc").__next__)
+    engine.create("p", 1)
+    assert reserve(1) == [Held("a.p", 900, 0, 2)]
+    assert reserve(2) == [SOLD_OUT]
+    assert reserve(2) == [SOLD_OUT]
+    with pytest.raises(StopIteration):
+        reserve(3)
+    engine = MemoryEngine()
+    engine.create("p", 2)
+    assert reserve(1) == [Held("0" * 21 + "1.p", 900, 1, 2)]
+    engine.now_ms = 900_000
+    assert reserve(2) == [Held("0" * 21 + "2.p", 1_800, 1, 4)]
+    order_id = make_order_id(OrderRef("p", "00000000", 5, 900_000))
+    assert engine.decide(Batch("p", [Confirm("0" * 21 + "2.p")], 3)) == [Success(1, order_id, 5)]

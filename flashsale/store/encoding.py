@@ -18,6 +18,7 @@ from flashsale.domain import (
     ORDER_NOT_FOUND,
     SALE_IS_CLOSED,
     SOLD_OUT,
+    STOCK_MAX,
     STOCK_TOO_LARGE,
     Ambiguous,
     Answer,
@@ -111,7 +112,7 @@ def _encode_request(request: Request, mint: Callable[[], str]) -> tuple[int | st
         case Sweep():
             return (7,)
         case Restock(_, quantity):
-            return 8, quantity
+            return 8, min(quantity, STOCK_MAX + 1)  # too large is too large, and fits 64 bits
         case Refund(order_id):
             order = parse_order_id(order_id)
             return (9, order.version, order.at_ms, order.epoch) if order else (9, 0, 0, "")
