@@ -67,7 +67,7 @@ _DECIDED, _NOT_FOUND, _OVERTAKEN, _DEFECTIVE, _REFUSED, _ROWS = range(6)
 Argument: TypeAlias = str | int | bytes
 Reply: TypeAlias = list[Any]
 
-_encode_users = msgspec.json.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
 _encode_requests = msgspec.msgpack.Encoder().encode
 _decode_rows = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
@@ -83,26 +83,37 @@ def encode_batch(batch: Batch, mint: Callable[[], str]) -> tuple[int | bytes, by
         mint: gives the secret of each hold; called once for each Reserve.
     """
     requests = batch.requests
-    if all(map(_is_plain, requests)):
-        return len(requests), _encode_users([request.user_id for request in requests]), b""
+    plain_users = [
+        request.user_id
+        for request in requests
+        if type(request) is Purchase
+        and request.quantity == 1
+        and request.request_id is None
+        and request.item_id is None
+    ]
+    if len(plain_users) == len(requests):
+        return len(requests), _encode_json(plain_users), b""
     return len(requests), b"", _encode_requests([_encode_request(request, mint) for request in requests])
 
 
-def _is_plain(request: Request) -> bool:
-    """Whether it is the purchase of one unit and nothing else."""
-    return (
-        type(request) is Purchase and request.quantity == 1 and request.request_id is None and request.item_id is None
-    )
+def _encode_asked(user_id: str, quantity: int, item_id: int | None, request_id: str | None) -> str:
+    """Return the JSON of what is asked for, without its brackets: a part of the change that the sale will be."""
+    if item_id is None and request_id is None:
+        return _encode_json((user_id, quantity))[1:-1].decode()
+    return _encode_json((user_id, quantity, item_id or 0, request_id or ""))[1:-1].decode()
 
 
 def _encode_request(request: Request, mint: Callable[[], str]) -> tuple[int | str, ...]:  # noqa: C901 - one table
     match request:
         case Purchase(_, user_id, quantity, request_id, item_id):
-            return 1, user_id, quantity, request_id or "", item_id or 0
+            asked = _encode_asked(user_id, quantity, item_id, request_id)
+            return 1, user_id, quantity, f"r{request_id}" if request_id else "", item_id or 0, asked
         case Reserve(_, user_id, quantity, request_id, item_id, hold_seconds):
-            return 2, user_id, quantity, request_id or "", item_id or 0, hold_seconds or 0, mint()
+            asked = _encode_asked(user_id, quantity, item_id, request_id)
+            name = f"r{request_id}" if request_id else ""
+            return 2, user_id, quantity, name, item_id or 0, asked, hold_seconds or 0, mint()
         case Confirm(code, request_id):
-            return 3, token_of(code), request_id or ""
+            return 3, token_of(code), f"r{request_id}" if request_id else ""
         case Cancel(code):
             return 4, token_of(code)
         case Extend(code, hold_seconds):

@@ -159,7 +159,7 @@ end
 if #changes < ASK_FROM or anyone_listens() then
   local first_version = version - #changes
   for i = begun and 1 or 2, #changes do -- a sale whose stock was set by hand was open before its ledger began
-    local kind, remaining, user, quantity = unpack(changes[i])
+    local kind, remaining, user, quantity = unpack(cjson.decode(changes[i]))
     publish(kind, user, remaining, quantity, first_version + i)
   end
   if went_out then

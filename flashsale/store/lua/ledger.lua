@@ -22,12 +22,12 @@ local function call_many(values, ...)
 end
 
 -- Appends the changes of a batch to the ledger, as one message of the stream, whose id is the version of the first.
--- `changes` is a list of arrays, `sales` the JSON of a run of sales of one unit after them, or nil.
+-- `changes` is a list of the JSON of each, `sales` the JSON of a run of sales of one unit after them, or nil.
 -- Returns what to answer if Redis refuses: then nothing was written.
 local function append(first_version, changes, sales)
   local message = {'XADD', KEYS[5], first_version .. '-0', 'at', now_ms}
   if #changes > 0 then
-    message[6], message[7] = 'changes', cjson.encode(changes)
+    message[6], message[7] = 'changes', '[' .. table.concat(changes, ',') .. ']'
   end
   if sales then
     message[#message + 1] = 'sales'
@@ -91,7 +91,7 @@ end
 local function begin()
   epoch = new_epoch()
   return {'epoch', epoch, 'initial', (stock_before + sold_before)},
-    {'opened', stock_before, '', stock_before + sold_before, 0, '', sold_before}
+    string.format('["opened",%d,"",%d,0,"",%d]', stock_before, stock_before + sold_before, sold_before)
 end
 
 -- Ends a batch that changes nothing.
