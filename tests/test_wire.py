@@ -1,6 +1,7 @@
 """Frames and bodies, each case read both ways and cut in every place."""
 
 import json
+import re
 import sys
 import tracemalloc
 
@@ -11,38 +12,71 @@ from hypothesis import strategies as st
 
 from flashsale.domain import (
     BUSY,
+    HOLD_NOT_FOUND,
     NOT_EXECUTED,
     NOT_FOUND,
     SOLD_OUT,
     UNKNOWN,
+    Answer,
+    Cancel,
+    Cancelled,
+    ChangeEvent,
+    Closed,
+    Confirm,
+    Expired,
+    Extend,
     Failed,
+    FeedEvent,
     GetStatus,
+    Held,
+    ItemTaken,
+    Kind,
+    LimitExceeded,
+    Mark,
+    Mismatch,
+    NotOpen,
+    Paused,
     ProductStatus,
     Purchase,
     PurchaseEvent,
+    Reserve,
+    SoldOut,
     SoldOutEvent,
+    Subscribe,
+    Subscribed,
     Success,
+    make_code,
 )
 from flashsale.wire import (
     HEADER_SIZE,
     INVALID_JSON,
+    MISSING_CODE,
     MISSING_FIELD,
     PAYLOAD_SIZE_DEFAULT,
     PAYLOAD_SIZE_MAX,
     PAYLOAD_TOO_LARGE,
     UNKNOWN_MESSAGE_TYPE,
+    ClientRequest,
     FrameReader,
     MessageType,
     decode_answer,
     decode_event,
+    decode_feed_event,
     decode_request,
     encode_answer,
+    encode_feed_event,
     encode_frame,
     encode_request,
 )
 
 FIRST_REQUEST = bytes.fromhex("010000002e") + b'{"product_id":"iphone15","user_id":"user_0_0"}'
 FIRST_ANSWER = bytes.fromhex("0100000029") + b'{"status":"SUCCESS","remaining_stock":99}'
+
+
+def frame_of(message_type: int, body: str) -> bytes:
+    """Return a frame, put together without the package."""
+    return bytes([message_type]) + len(body.encode()).to_bytes(4, "big") + body.encode()
+
 
 FRAMES = [
     ("the first purchase", (1, FIRST_REQUEST[5:]), FIRST_REQUEST),
@@ -218,6 +252,7 @@ def test_any_bytes_in_any_chunks_give_the_same_frames_and_the_same_error(stream:
 
 # Requests
 
+CODE = "A" * 22 + ".p"
 REQUESTS = [
     ("a purchase", Purchase("iphone15", "user_0_0"), FIRST_REQUEST),
     (
@@ -230,7 +265,34 @@ REQUESTS = [
         Purchase('a"b\\c', "\n"),
         encode_frame(1, rb'{"product_id":"a\"b\\c","user_id":"\n"}'),
     ),
+    (
+        "a purchase of everything",
+        Purchase("p", "u", 2, "r", 7),
+        frame_of(1, '{"product_id":"p","user_id":"u","quantity":2,"request_id":"r","item_id":7}'),
+    ),
+    ("a hold", Reserve("p", "u"), frame_of(2, '{"product_id":"p","user_id":"u"}')),
+    (
+        "a hold of everything",
+        Reserve("p", "u", 1_000_000, "é" * 64, 10_000_000, 2_592_000),
+        frame_of(
+            2,
+            '{"product_id":"p","user_id":"u","quantity":1000000,"request_id":"'
+            + "é" * 64
+            + '","item_id":10000000,"hold_seconds":2592000}',
+        ),
+    ),
+    ("a confirmation", Confirm(CODE), frame_of(3, f'{{"code":"{CODE}"}}')),
+    ("a confirmation that has an id", Confirm(CODE, "r"), frame_of(3, f'{{"code":"{CODE}","request_id":"r"}}')),
+    ("a cancellation", Cancel(CODE), frame_of(4, f'{{"code":"{CODE}"}}')),
+    ("an extension", Extend(CODE, 60), frame_of(7, f'{{"code":"{CODE}","hold_seconds":60}}')),
     ("a status", GetStatus("iphone15"), bytes.fromhex("0500000019") + b'{"product_id":"iphone15"}'),
+    ("a subscription to all", Subscribe(), frame_of(0x10, "{}")),
+    ("a subscription", Subscribe("p"), frame_of(0x10, '{"product_id":"p"}')),
+    (
+        "a subscription from where it was left",
+        Subscribe("p", 0, "0f3c9a21"),
+        frame_of(0x10, '{"product_id":"p","after_version":0,"epoch":"0f3c9a21"}'),
+    ),
 ]
 requests_table = pytest.mark.parametrize(
     ("request_", "data"), [row[1:] for row in REQUESTS], ids=[row[0] for row in REQUESTS]
@@ -238,12 +300,12 @@ requests_table = pytest.mark.parametrize(
 
 
 @requests_table
-def test_request_is_encoded_as_in_the_table(request_: Purchase | GetStatus, data: bytes) -> None:
+def test_request_is_encoded_as_in_the_table(request_: ClientRequest, data: bytes) -> None:
     assert encode_request(request_) == data
 
 
 @requests_table
-def test_request_is_decoded_as_in_the_table(request_: Purchase | GetStatus, data: bytes) -> None:
+def test_request_is_decoded_as_in_the_table(request_: ClientRequest, data: bytes) -> None:
     [frame] = FrameReader().feed(data)
     assert decode_request(frame) == request_
 
@@ -252,11 +314,17 @@ def nested(depth: int) -> bytes:
     return b'{"product_id":"p","user_id":"u","x":' + b"[" * depth + b"]" * depth + b"}"
 
 
+BAD_NUMBERS = [b"0", b"-1", b"1.5", b"2.0", b'"1"', b"true", b"1e300", b"9" * 100, b"[]"]
 BODIES = [
     # what is read although it is not what the client library writes
     (1, b'{"user_id":"u","product_id":"p"}', Purchase("p", "u")),
     (1, b' {\t"product_id" :\r\n"p", "user_id":"u" }\n', Purchase("p", "u")),
-    (1, b'{"product_id":"p","user_id":"u","quantity":2,"x":[{"y":null}]}', Purchase("p", "u")),
+    (1, b'{"product_id":"p","user_id":"u","quantity":2,"x":[{"y":null}]}', Purchase("p", "u", 2)),
+    (1, b'{"product_id":"p","user_id":"u","quantity":1,"request_id":null,"item_id":null}', Purchase("p", "u")),
+    (7, b'{"code":"AAAAAAAAAAAAAAAAAAAAAA.p"}', Extend(CODE, 1)),
+    (7, b'{"code":"AAAAAAAAAAAAAAAAAAAAAA.p.q","hold_seconds":5}', Extend(CODE + ".q", 5)),
+    (0x10, b'{"product_id":""}', Subscribe("")),
+    (0x10, b'{"product_id":null,"after_version":null}', Subscribe()),
     (1, rb'{"product_id":"\u0070","user_id":"\ud83d\ude00"}', Purchase("p", "😀")),
     (1, b'{"product_id":"a","product_id":"p","user_id":"u"}', Purchase("p", "u")),
     (1, rb'{"product_id":"p","user_id":"\u0000"}', Purchase("p", "\x00")),
@@ -272,8 +340,44 @@ BODIES = [
     (5, b"{}", MISSING_FIELD),
     (5, b'{"product_id":""}', MISSING_FIELD),
     (5, b'{"user_id":"u"}', MISSING_FIELD),
+    (2, b'{"product_id":"p"}', MISSING_FIELD),
+    (2, b'{"product_id":"","user_id":"u"}', MISSING_FIELD),
+    (3, b"{}", MISSING_CODE),
+    (4, b'{"code":""}', MISSING_CODE),
+    (7, b'{"hold_seconds":5}', MISSING_CODE),
+    # codes that no hold can have
+    (3, b'{"code":"AAAAAAAAAAAAAAAAAAAAA.p"}', HOLD_NOT_FOUND),
+    (4, b'{"code":"AAAAAAAAAAAAAAAAAAAAAAA.p"}', HOLD_NOT_FOUND),
+    (7, b'{"code":"AAAAAAAAAAAAAAAAAAAAAA."}', HOLD_NOT_FOUND),
+    (3, b'{"code":"AAAAAAAAAAAAAAAAAAAAAA","request_id":"r"}', HOLD_NOT_FOUND),
+    (3, b'{"code":".p"}', HOLD_NOT_FOUND),
+    # numbers and ids that nobody may say
+    *((1, b'{"product_id":"p","user_id":"u","quantity":%s}' % value, "invalid quantity") for value in BAD_NUMBERS),
+    *((2, b'{"product_id":"p","user_id":"u","item_id":%s}' % value, "invalid item_id") for value in BAD_NUMBERS),
+    *(
+        (2, b'{"product_id":"p","user_id":"u","hold_seconds":%s}' % value, "invalid hold_seconds")
+        for value in BAD_NUMBERS
+    ),
+    *((7, b'{"code":"x","hold_seconds":%s}' % value, "invalid hold_seconds") for value in BAD_NUMBERS),
+    (1, b'{"product_id":"p","user_id":"u","quantity":1000001}', "invalid quantity"),
+    (1, b'{"product_id":"p","user_id":"u","quantity":null}', "invalid quantity"),
+    (2, b'{"product_id":"p","user_id":"u","item_id":10000001}', "invalid item_id"),
+    (7, b'{"code":"x","hold_seconds":2592001}', "invalid hold_seconds"),
+    (1, b'{"product_id":"p","user_id":"u","request_id":""}', "invalid request_id"),
+    (1, b'{"product_id":"p","user_id":"u","request_id":7}', "invalid request_id"),
+    (2, b'{"product_id":"p","user_id":"u","request_id":"%s"}' % (b"x" * 129), "invalid request_id"),
+    (2, b'{"product_id":"p","user_id":"u","request_id":"' + "é".encode() * 65 + b'"}', "invalid request_id"),
+    (3, b'{"code":"x","request_id":"' + "é".encode() * 65 + b'"}', "invalid request_id"),
+    (3, b'{"code":"x","request_id":""}', "invalid request_id"),
+    (0x10, b'{"after_version":5}', "invalid after_version"),
+    (0x10, b'{"product_id":"p","after_version":-1}', "invalid after_version"),
+    (0x10, b'{"product_id":"p","after_version":100000000000000}', "invalid after_version"),
+    (0x10, b'{"product_id":"p","epoch":"%s"}' % (b"x" * 65), "invalid epoch"),
     # not JSON
     (1, b"", INVALID_JSON),
+    (2, b"", INVALID_JSON),
+    (3, b'{"code":7}', INVALID_JSON),
+    (0x10, b'{"product_id":7}', INVALID_JSON),
     (1, b" ", INVALID_JSON),
     (1, b"iphone15", INVALID_JSON),
     (1, b'{"product_id":"p","user_id":"u"', INVALID_JSON),
@@ -313,10 +417,9 @@ BODIES = [
     (1, b'{"a":' * 10_000, INVALID_JSON),
     # types nobody can ask with
     (0, b'{"product_id":"p","user_id":"u"}', UNKNOWN_MESSAGE_TYPE),
-    (2, b'{"product_id":"p","user_id":"u"}', UNKNOWN_MESSAGE_TYPE),
-    (3, b"", UNKNOWN_MESSAGE_TYPE),
-    (4, b"", UNKNOWN_MESSAGE_TYPE),
-    (7, b"\xff", UNKNOWN_MESSAGE_TYPE),
+    (6, b"", UNKNOWN_MESSAGE_TYPE),
+    (8, b"", UNKNOWN_MESSAGE_TYPE),
+    (0x11, b"\xff", UNKNOWN_MESSAGE_TYPE),
     (255, b"", UNKNOWN_MESSAGE_TYPE),
 ]
 
@@ -328,21 +431,57 @@ def test_body_is_read_or_refused(message_type: int, payload: bytes, expected: ob
     assert decode_request((message_type, payload)) == expected
 
 
-@given(st.integers(0, 255), st.binary(max_size=200))
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+fields = [
+    "product_id",
+    "user_id",
+    "quantity",
+    "request_id",
+    "item_id",
+    "hold_seconds",
+    "code",
+    "after_version",
+    "epoch",
+]
+bodies = st.dictionaries(st.sampled_from(fields), values).map(lambda body: json.dumps(body).encode())
+
+
+@given(st.integers(0, 255) | st.sampled_from(MessageType), st.binary(max_size=200) | bodies)
 def test_any_body_gives_a_request_or_an_error_text(message_type: int, payload: bytes) -> None:
     result = decode_request((message_type, payload))
-    assert isinstance(result, Purchase | GetStatus) or result in {UNKNOWN_MESSAGE_TYPE, INVALID_JSON, MISSING_FIELD}
+    if isinstance(result, str):
+        known = {UNKNOWN_MESSAGE_TYPE, INVALID_JSON, MISSING_FIELD, MISSING_CODE, HOLD_NOT_FOUND}
+        assert result in known or re.fullmatch("invalid (" + "|".join(fields[2:]) + ")", result)
+    else:
+        [frame] = FrameReader().feed(encode_request(result))
+        assert decode_request(frame) == result
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+request_ids = st.none() | text.filter(lambda value: len(value.encode()) <= 128)
 
 
-@given(text, text)
-def test_any_request_survives_the_wire(product_id: str, user_id: str) -> None:
-    for request in (Purchase(product_id, user_id), GetStatus(product_id)):
+@given(text, text, request_ids, st.integers(1, 1_000_000), st.none() | st.integers(1, 2_592_000))
+def test_any_request_survives_the_wire(
+    product_id: str, user_id: str, request_id: str | None, quantity: int, seconds: int | None
+) -> None:
+    code = make_code("A" * 22, product_id)
+    for request in (
+        Purchase(product_id, user_id, quantity, request_id, quantity),
+        Reserve(product_id, user_id, quantity, request_id, None, seconds),
+        Confirm(code, request_id),
+        Cancel(code),
+        Extend(code, quantity),
+        GetStatus(product_id),
+        Subscribe(product_id, quantity),
+    ):
         [frame] = FrameReader().feed(encode_request(request))
         assert decode_request(frame) == request
-        assert json.loads(frame[1])["product_id"] == product_id
+        assert request.product_id == product_id
 
 
 # Answers
@@ -351,11 +490,45 @@ ANSWERS = [
     (1, Success(99), FIRST_ANSWER),
     (1, Success(0), bytes.fromhex("0100000028") + b'{"status":"SUCCESS","remaining_stock":0}'),
     (1, SOLD_OUT, bytes.fromhex("0100000015") + b'{"status":"SOLD_OUT"}'),
-    (5, ProductStatus(42, 58), bytes.fromhex("050000002e") + b'{"status":"OK","remaining_stock":42,"sold":58}'),
+    (
+        1,
+        Success(3, "199c82cc000-0000000007-0f3c9a21-p", 7, 5, duplicate=True),
+        frame_of(
+            1,
+            '{"status":"SUCCESS","remaining_stock":3,"order_id":"199c82cc000-0000000007-0f3c9a21-p","version":7,'
+            '"item_id":5,"duplicate":true}',
+        ),
+    ),
+    (1, SoldOut(2), frame_of(1, '{"status":"SOLD_OUT","remaining_stock":2}')),
+    (
+        2,
+        Held(CODE, 99, 3, 7),
+        frame_of(2, f'{{"status":"HELD","code":"{CODE}","expires_at":99,"remaining_stock":3,"version":7}}'),
+    ),
+    (4, Cancelled(3, 7), frame_of(4, '{"status":"CANCELLED","remaining_stock":3,"version":7}')),
+    (3, Expired(), frame_of(3, '{"status":"EXPIRED"}')),
+    (1, LimitExceeded(), frame_of(1, '{"status":"LIMIT_EXCEEDED"}')),
+    (1, NotOpen(99), frame_of(1, '{"status":"NOT_OPEN","opens_at":99}')),
+    (1, Closed(), frame_of(1, '{"status":"CLOSED"}')),
+    (1, Paused(), frame_of(1, '{"status":"PAUSED"}')),
+    (1, ItemTaken(), frame_of(1, '{"status":"ITEM_TAKEN"}')),
+    (1, Mismatch(), frame_of(1, '{"status":"MISMATCH","error":"request_id belongs to another request"}')),
+    (
+        5,
+        ProductStatus(42, 58),
+        frame_of(5, '{"status":"OK","remaining_stock":42,"sold":58,"held":0,"state":"open","version":0}'),
+    ),
+    (
+        0x10,
+        Subscribed(product_id="p", version=7, epoch="0f3c9a21"),
+        frame_of(0x10, '{"status":"SUBSCRIBED","product_id":"p","version":7,"epoch":"0f3c9a21"}'),
+    ),
+    (0x10, Subscribed(version=0), frame_of(0x10, '{"status":"SUBSCRIBED","version":0}')),
     (1, BUSY, bytes.fromhex("0100000011") + b'{"status":"BUSY"}'),
     (0, BUSY, bytes.fromhex("0000000011") + b'{"status":"BUSY"}'),
     (1, UNKNOWN, bytes.fromhex("010000002e") + b'{"status":"UNKNOWN","error":"outcome unknown"}'),
-    (1, NOT_EXECUTED, bytes.fromhex("0100000028") + b'{"status":"ERROR","error":"unavailable"}'),
+    (1, NOT_EXECUTED, frame_of(1, '{"status":"UNAVAILABLE","error":"unavailable"}')),
+    (3, Failed(HOLD_NOT_FOUND), frame_of(3, '{"status":"ERROR","error":"hold not found"}')),
     (1, NOT_FOUND, bytes.fromhex("010000002e") + b'{"status":"ERROR","error":"product not found"}'),
     (1, Failed(INVALID_JSON), bytes.fromhex("0100000029") + b'{"status":"ERROR","error":"invalid json"}'),
     (
@@ -374,12 +547,12 @@ answers_table = pytest.mark.parametrize(("message_type", "answer", "data"), ANSW
 
 
 @answers_table
-def test_answer_is_encoded_as_in_the_table(message_type: int, answer: Success, data: bytes) -> None:
+def test_answer_is_encoded_as_in_the_table(message_type: int, answer: Answer, data: bytes) -> None:
     assert encode_answer(message_type, answer) == data
 
 
 @answers_table
-def test_answer_is_decoded_as_in_the_table(message_type: int, answer: Success, data: bytes) -> None:
+def test_answer_is_decoded_as_in_the_table(message_type: int, answer: Answer, data: bytes) -> None:
     [(answered_type, payload)] = FrameReader().feed(data)
     assert answered_type == message_type
     assert decode_answer(payload) == answer
@@ -405,15 +578,15 @@ def test_payload_that_is_no_answer_raises(payload: bytes) -> None:
 
 
 def test_answer_with_fields_of_a_later_version_is_read() -> None:
-    assert decode_answer(b'{"status":"SUCCESS","remaining_stock":1,"order_id":"o-1"}') == Success(1)
+    assert decode_answer(b'{"status":"SUCCESS","remaining_stock":1,"price":5}') == Success(1)
 
 
 # Events
 
 EVENTS = [
     (
-        PurchaseEvent("iphone15", "user_1", 41, 1_760_000_000),
-        b'{"event":"purchase","product_id":"iphone15","buyer":"user_1","remaining":41,"timestamp":1760000000}',
+        PurchaseEvent("p", "u", 41, 1_760_000_000, 2, 7),
+        b'{"event":"purchase","product_id":"p","buyer":"u","remaining":41,"timestamp":1760000000,"quantity":2,"version":7}',
     ),
     (
         SoldOutEvent("iphone15", 1_760_000_000),
@@ -428,9 +601,46 @@ def test_event_is_read_and_written_as_in_the_table(event: PurchaseEvent | SoldOu
     assert msgspec.json.encode(event) == payload
 
 
-def test_payload_that_is_no_event_raises() -> None:
+def test_event_of_the_first_version_is_read() -> None:
+    payload = b'{"event":"purchase","product_id":"p","buyer":"u","remaining":41,"timestamp":1760000000}'
+    assert decode_event(payload) == PurchaseEvent("p", "u", 41, 1_760_000_000)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in (Kind.SOLD, Kind.CONFIRMED)])
+def test_event_of_any_change_is_read(kind: Kind) -> None:
+    payload = {"event": kind, "product_id": "p", "remaining": 5, "timestamp": 9, "quantity": 2, "version": 7}
+    event = decode_event(msgspec.json.encode(payload | {"buyer": "u"}))
+    assert isinstance(event, ChangeEvent)
+    assert (event.event, event.product_id, event.remaining, event.version) == (kind, "p", 5, 7)
+    assert decode_event(msgspec.json.encode(payload)).product_id == "p"  # a change that is nobody's
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"{}", b"[]", b'{"event":"party"}', b'{"event":"held"}', b'{"event":"sold_out"}']
+)
+def test_payload_that_is_no_event_raises(payload: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
-        decode_event(b'{"event":"party"}')
+        decode_event(payload)
+
+
+FEED_EVENTS = [
+    FeedEvent(event=Kind.SOLD, product_id="p", version=7, timestamp=1_760_000_000, remaining=3, buyer="u", quantity=1),
+    FeedEvent(event=Mark.RESET, product_id="p", epoch="0f3c9a21"),
+    FeedEvent(event="of a later version", product_id="p"),
+]
+
+
+@pytest.mark.parametrize("event", FEED_EVENTS)
+def test_event_of_a_subscription_is_read_and_written(event: FeedEvent) -> None:
+    [(message_type, payload)] = FrameReader().feed(encode_feed_event(event))
+    assert message_type == MessageType.EVENT
+    assert decode_feed_event(payload) == event
+    assert json.loads(payload)["event"] == event.event
+
+
+def test_payload_that_is_no_event_of_a_subscription_raises() -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_feed_event(b'{"event":"sold"}')
 
 
 # Types
