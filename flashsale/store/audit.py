@@ -78,13 +78,17 @@ class Audit:
         return self._replay
 
     async def _read_ledger(self, replay: Replay) -> None:
+        """Read what the ledger holds by now: whoever wanted to reach its end might never, while the sale goes on."""
+        if replay.fault:
+            return
         name = keys.key(self._product_id, "orders")
-        while not replay.fault:
-            page = cast(
-                "list[_Message]", await self._redis.xrange(name, min=f"{replay.version + 1}-0", count=_MESSAGE_COUNT)
-            )
+        last = cast("list[_Message]", await self._redis.xrevrange(name, count=1))
+        until = int(last[0][0].partition(b"-")[0]) if last else 0
+        while replay.version < until and not replay.fault:
+            first_id = f"{replay.version + 1}-0"
+            page = cast("list[_Message]", await self._redis.xrange(name, min=first_id, count=_MESSAGE_COUNT))
             _feed(replay, page)
-            if len(page) < _MESSAGE_COUNT:
+            if not page:
                 return
 
     async def _read_pages(self, replay: Replay, *, whole: bool) -> Pages:
@@ -96,7 +100,7 @@ class Audit:
         if kinds[1] == b"hash" and replay.limited:
             await self._read_users(replay, pages)
         elif replay.limited:
-            pages.users = dict.fromkeys(replay.users)
+            pages.users = {user.encode(): None for user in replay.users}
         if kinds[0] == b"list" and whole:
             await self._read_buyers(replay, pages)
         return pages
@@ -107,8 +111,8 @@ class Audit:
             user = name.decode(errors="backslashreplace")
             missing.discard(user)
             if units != b"%d" % replay.users.get(user, 0):
-                pages.users[user] = units
-        pages.users |= dict.fromkeys(missing)
+                pages.users[name] = units
+        pages.users |= {user.encode(): None for user in missing}
 
     async def _read_buyers(self, replay: Replay, pages: Pages) -> None:
         """Read the buyers from the oldest on, whose places stay the same while others come."""

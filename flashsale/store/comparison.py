@@ -56,7 +56,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 class Pages(Struct):
     """What was found in pages before the snapshot, of that which has not moved since."""
 
-    users: dict[str, bytes | None] = field(default_factory=dict)
+    users: dict[bytes, bytes | None] = field(default_factory=dict)
     """Those whose units differ from the ledger's; None for one who is missing."""
     buyers_same: int = 0
     """Entries of the list, from the oldest, that are as the ledger says."""
@@ -220,11 +220,11 @@ def _compare_users(report: Report, replay: Replay, snapshot: Snapshot, pages: Pa
     if not limit:
         report.compare("users counted, without a limit", snapshot.user_count, 0, ("DEL", USERS))
         return
-    fresh = {_text(user): units for user, units in snapshot.users.items()}
-    found = {user: units for user, units in pages.users.items() if user not in replay.moved} | fresh
-    for user, units in found.items():
+    unmoved = {name: units for name, units in pages.users.items() if _text(name) not in replay.moved}
+    for name, units in (unmoved | snapshot.users).items():
+        user = _text(name)
         expected = replay.users.get(user)
-        command: Command = ("HSET", USERS, user, expected) if expected else ("HDEL", USERS, user)
+        command: Command = ("HSET", USERS, name, expected) if expected else ("HDEL", USERS, name)
         report.compare(f"units of user {user}", units, expected, command)
     for user, held in replay.users.items():
         if held > limit:
@@ -273,7 +273,8 @@ def _compare_holds(report: Report, replay: Replay, snapshot: Snapshot) -> None:
     deadline without a hold still has, or else a new one: nobody can confirm it then, and its units return in time.
     """
     tokens: dict[int, bytes] = {}
-    for token, packed in snapshot.holds.items():
+    # of two that say the same, the one with a deadline is genuine
+    for token, packed in sorted(snapshot.holds.items(), key=lambda row: row[0] not in snapshot.deadlines):
         record = _read_hold(packed)
         expected = replay.holds.get(record.version) if record else None
         if record is None or expected is None or record.version in tokens:
