@@ -570,7 +570,7 @@ class Mark(StrEnum):
     SUBSCRIBED = "subscribed"
     """To all products: this one is followed from behind `version` of `epoch`."""
     GAP = "gap"
-    """Those changes up to `version` that were not told are no longer kept; what follows comes after them."""
+    """The changes behind `after_version` up to `version` are no longer kept; what follows comes after them."""
     RESET = "reset"
     """The product was deleted or opened anew: nothing that was told of it holds; what follows is the new sale's."""
 
@@ -599,6 +599,8 @@ class FeedEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     item_id: int = 0
     order_id: str = ""
     """Of `sold` and `confirmed`; of `refunded` as far as the ledger still knows the order."""
+    after_version: int | None = None
+    """Of `gap` alone: the last version before those that are missing; the subscriber may have heard some of them."""
     epoch: str = ""
     """Of `opened`, `reset` and `subscribed`: the sale that versions belong to from here on."""
 

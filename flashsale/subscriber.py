@@ -25,6 +25,7 @@ _PAUSE_MAX_S = 1.0
 _SILENCE_MAX_S = 15.0
 """After so long without a word the server is asked whether it lives."""
 _READ_SIZE = 64 * 1024
+_EVENT_FIELDS_SIZE_MAX = 4 * 1024  # beside the user id, which a request may be full of
 _NOTHING = ("", 0)  # the epoch and the version of a product that was deleted, or that was never heard of
 _OTHER_EPOCH = "?"  # of none: the server will say that the product was opened anew
 
@@ -89,7 +90,7 @@ class Subscription:
             raise _TryAgainError
         async with asyncio.timeout(self._timeout_s):
             reader, self._writer = await asyncio.open_connection(self._host, self._port)
-        frames = FrameReader(PAYLOAD_SIZE_MAX)
+        frames = FrameReader(PAYLOAD_SIZE_MAX + _EVENT_FIELDS_SIZE_MAX)
         self._link_count += 1
         self._asked.clear()
         self._resuming.clear()

@@ -311,7 +311,7 @@ class Subscriptions:
                 self.behind[tail] = None
                 return
             if 0 < cursor.version < window.opened:  # it knows an earlier sale
-                cursor.version = window.opened - 1
+                cursor.version = 0
                 subscriber.push(_mark(Mark.RESET, tail))
                 continue
             frames, cursor.version = window.after(cursor.version, self._limits.push_size_max)

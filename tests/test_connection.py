@@ -4,12 +4,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
-from flashsale.domain import BUSY, SOLD_OUT, Failed, GetStatus, ProductStatus, Purchase, Request, Success
+from flashsale.domain import (
+    BUSY,
+    SOLD_OUT,
+    Failed,
+    FeedEvent,
+    GetStatus,
+    ProductStatus,
+    Purchase,
+    Subscribe,
+    Subscribed,
+    Success,
+)
 from flashsale.wire import (
     PAYLOAD_SIZE_DEFAULT,
+    ClientRequest,
     FrameReader,
     decode_answer,
+    decode_feed_event,
     encode_answer,
+    encode_feed_event,
     encode_frame,
     encode_request,
 )
@@ -23,12 +37,17 @@ def buy(number: int) -> bytes:
     return encode_request(Purchase("p", str(number)))
 
 
+def event(number: int) -> FeedEvent:
+    return FeedEvent(event="sold", product_id="p", version=number, remaining=0)
+
+
 def answers(data: bytes) -> list[object]:
-    """Return the answers in the bytes, PINGs as their payload."""
+    """Return the answers and the events in the bytes, PINGs as their payload."""
     reader = FrameReader()
     frames = reader.feed(data)
     assert not reader.incomplete
-    return [payload if kind == 6 else decode_answer(payload) for kind, payload in frames]
+    readers = {0x06: bytes, 0x11: decode_feed_event}
+    return [readers.get(kind, decode_answer)(payload) for kind, payload in frames]
 
 
 def test_request_is_handed_out_and_its_answer_echoes_the_type() -> None:
@@ -66,7 +85,7 @@ def test_ping_waits_for_the_answers_before_it() -> None:
 def test_errors_are_answered_in_turn_and_the_connection_stays() -> None:
     it = connection()
     requests = it.receive(
-        encode_frame(0x02, b"{}")
+        encode_frame(0x12, b"{}")
         + encode_frame(0x01, b"")
         + buy(1)
         + encode_frame(0x01, b"{}")
@@ -74,7 +93,7 @@ def test_errors_are_answered_in_turn_and_the_connection_stays() -> None:
         + encode_frame(0x00, b"")
     )
     first = it.data_to_send()
-    assert first == encode_answer(0x02, Failed("unknown message type")) + encode_answer(0x01, Failed("invalid json"))
+    assert first == encode_answer(0x12, Failed("unknown message type")) + encode_answer(0x01, Failed("invalid json"))
     [(ticket, request)] = requests
     assert request == Purchase("p", "1")
     it.answer(ticket, BUSY)
@@ -199,16 +218,17 @@ def frame_and_answer(kind: str, number: int) -> tuple[bytes, object]:
         case "ping":
             return encode_frame(6, str(number).encode()), str(number).encode()
         case "unknown":
-            return encode_frame(7 + number, b"{}"), Failed("unknown message type")
+            return encode_frame(0x20 + number, b"{}"), Failed("unknown message type")
         case "broken":
             return encode_frame(1, b"{"), Failed("invalid json")
         case _:
             return encode_frame(5, b"{}"), Failed("missing product_id or user_id")
 
 
-def decide(request: Request) -> Success | ProductStatus:
+def decide(request: ClientRequest) -> Success | ProductStatus:
     if isinstance(request, Purchase):
         return Success(int(request.user_id))
+    assert isinstance(request, GetStatus)
     return ProductStatus(int(request.product_id), 0)
 
 
@@ -223,14 +243,17 @@ def test_whatever_the_pace_no_answer_is_lost_doubled_or_out_of_turn(
         stream += b"\x01\xff\xff\xff\xff"
         expected.append(Failed("payload too large"))
     it = connection(in_flight_count_max)
-    open_requests: list[tuple[int, Request]] = []
+    open_requests: list[tuple[int, ClientRequest]] = []
     sent = b""
-    position = 0
+    position = pushed = 0
     tape = iter(moves)
     while position < len(stream) or open_requests or it.saturated:
         move = next(tape, 0)
         if move % 8 == 7:
             sent += it.data_to_send()
+        elif move % 8 == 5:
+            it.push(encode_feed_event(event(pushed)))
+            pushed += 1
         elif it.saturated and (move % 8 == 6 or not open_requests):
             open_requests += it.resume()
         elif position < len(stream) and (move % 2 or not open_requests):
@@ -243,7 +266,9 @@ def test_whatever_the_pace_no_answer_is_lost_doubled_or_out_of_turn(
         assert len(open_requests) <= in_flight_count_max
         assert it.unanswered_count <= in_flight_count_max + oversized
     sent += it.data_to_send()
-    assert answers(sent) == expected
+    received = answers(sent)
+    assert [answer for answer in received if not isinstance(answer, FeedEvent)] == expected
+    assert [answer for answer in received if isinstance(answer, FeedEvent)] == [event(n) for n in range(pushed)]
     assert it.unanswered_count == 0
     assert it.received_count == len(expected)
     assert it.closing == oversized
@@ -263,4 +288,34 @@ def test_large_pings_behind_a_purchase_are_bounded_by_size() -> None:
         assert it.resume() == []
         answers += it.data_to_send()
     assert answers.count(ping) == 20
+    assert it.unanswered_count == 0
+
+
+# Subscriptions
+
+
+def test_subscribe_is_handed_out_and_answered_in_its_turn() -> None:
+    it = connection()
+    [(first, _), (second, request)] = it.receive(buy(0) + encode_request(Subscribe("p", 7)))
+    assert request == Subscribe("p", 7)
+    subscribed = Subscribed(product_id="p", version=9, epoch="0f3c9a21")
+    it.answer(second, subscribed)
+    assert not it.has_answered(second), "the answer before it is missing: nothing may be pushed yet"
+    assert it.data_to_send() == b""
+    it.answer(first, SOLD_OUT)
+    assert it.has_answered(second)
+    assert answers(it.data_to_send()) == [SOLD_OUT, subscribed]
+
+
+def test_what_is_pushed_goes_out_at_once_and_moves_no_answer() -> None:
+    it = connection()
+    [(first, _), (second, _)] = it.receive(buy(0) + buy(1))
+    it.push(encode_feed_event(event(1)))
+    assert answers(it.data_to_send()) == [event(1)]
+    it.answer(second, Success(1))
+    it.push(encode_feed_event(event(2)) + encode_feed_event(event(3)))
+    assert answers(it.data_to_send()) == [event(2), event(3)]
+    it.answer(first, Success(0))
+    it.push(encode_feed_event(event(4)))
+    assert answers(it.data_to_send()) == [Success(0), Success(1), event(4)]
     assert it.unanswered_count == 0
