@@ -10,13 +10,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+from redis.asyncio import Redis
 
 from flashsale import Client, cli
 from flashsale.config import ENVIRONMENT, Config
-from flashsale.domain import Cancelled, SoldOut, Success
+from flashsale.domain import Batch, Cancelled, Purchase, SoldOut, Success
 from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin
 from flashsale.store.durability import REQUIRED, Durability
+from flashsale.store.embedded import EmbeddedStore
+from flashsale.store.engine import RedisEngine
 from flashsale.wire import decode_event
 
 ROOT = Path(__file__).parent.parent
@@ -87,13 +90,24 @@ def test_the_demo_prints_what_is_shown(home, environment):
     assert [masked(line) for line in printed.decode().splitlines()] == [masked(line) for line in shown.splitlines()]
 
 
+def buy(port, product_id):
+    async def purchase():
+        async with Client("127.0.0.1", port) as client:
+            return await client.purchase(product_id, "user_1")
+
+    return asyncio.run(purchase()).order_id
+
+
 def test_a_sale_is_run_as_shown(home, environment):
     environment = environment | {"HOME": str(home), "LISTEN_ADDR": "127.0.0.1:0"}
     commands = re.findall(r"^flashsale ([^#\n]+)(?:# (.*))?", section("Run a sale"), re.MULTILINE)
     assert {words.split()[0] for words, _ in commands} == set(cli.cli.commands) - {"demo", "completion"}
+    order_id = ""
     with ExitStack() as stack:
         for words, comment in commands:
             arguments = shlex.split(words.rstrip(" &"))
+            if arguments[0] == "refund":
+                arguments[1] = order_id
             process = stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-m", "flashsale", *arguments],
@@ -111,9 +125,34 @@ def test_a_sale_is_run_as_shown(home, environment):
             printed = process.stdout.readline()
             if comment.startswith(("✓", "Server initialized")):
                 assert masked(printed).startswith(masked(comment.removesuffix("…")).rstrip())
-            if arguments[0] != "serve":
+            if arguments[0] == "serve":
+                order_id = buy(int(re.search(r":(\d+),", printed)[1]), "iphone15")
+            else:
                 process.communicate(timeout=30)
                 assert process.returncode == 0
+
+
+def test_an_audit_that_finds_something_prints_what_is_shown(home, environment):
+    shown = re.search(r"^```\n(✗ iphone15:.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
+    with ExitStack() as stack:
+        held = EmbeddedStore(home)
+        held.acquire()
+        stack.callback(held.release)
+        asyncio.run(drift(held.url))
+        command = [sys.executable, "-m", "flashsale", "audit", "--repair", "--home", str(home)]
+        printed = subprocess.run(command, env=environment, capture_output=True, check=True).stdout.decode()
+    assert printed == shown
+
+
+async def drift(url):
+    """Sell 58 of 100 units; then somebody sets the stock by hand and takes a buyer off the list."""
+    async with Admin(url) as admin, Redis.from_url(url) as redis:
+        await admin.init("iphone15", 100)
+        engine = RedisEngine(url)
+        await engine.commit([Batch("iphone15", [Purchase("iphone15", f"u{n}") for n in range(58)], 1)], timeout_s=30)
+        await engine.close()
+        await redis.set("product:iphone15:stock", 92)
+        await redis.lpop("product:iphone15:buyers")
 
 
 def test_every_command_is_shown():
