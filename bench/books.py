@@ -1,4 +1,8 @@
-"""Does a sale add up? Its ledger is replayed, and what comes out is held against the store's own counters."""
+"""Does a sale add up? Its ledger is replayed, and what comes out is held against the store's own counters.
+
+The package can do that too (store/replay.py). This is apart from it on purpose, and knows only what the scenarios do: a
+misunderstanding of the ledger would not be found by the code that has it.
+"""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -10,7 +14,7 @@ from flashsale.domain import Change, Kind, ProductStatus
 from flashsale.store import keys
 from flashsale.store.encoding import decode_message
 
-_PAGE_COUNT = 1_000
+_PAGE_COUNT = 100
 
 
 async def read_ledger(redis: Redis, product_id: str) -> AsyncIterator[Change]:

@@ -205,8 +205,9 @@ async def _send(order: Order, lines: Sequence[Line], home: int, dial: Dial) -> N
                 lost = await dial()
             except FlashsaleError:
                 return  # the server is gone, and the answers are missing
-            sent = lost.send([("broken off", order.purchase)])[:0]
+            lost.send([("broken off", order.purchase)])
             lost.close()
+            sent = []
         case _:
             sent = lines[home].send([first])
     order.answers += [await answer for answer in sent]
