@@ -69,12 +69,14 @@ def mint() -> str:
 # Requests
 
 REQUESTS: list[tuple[Request, list[Any]]] = [
-    (Purchase("p", "a", 2), [1, "a", 2, "", 0]),
-    (Purchase("p", "Zoë 😀\x00", 1, "r", 3), [1, "Zoë 😀\x00", 1, "r", 3]),
-    (Reserve("p", "a"), [2, "a", 1, "", 0, 0, "M" * 22]),
-    (Reserve("p", "a", 2, "r", 3, 60), [2, "a", 2, "r", 3, 60, "M" * 22]),
+    (Purchase("p", "a", 2), [1, "a", 2, "", 0, '"a",2']),
+    (Purchase("p", "Zoë 😀\x00", 1, "r", 3), [1, "Zoë 😀\x00", 1, "rr", 3, '"Zoë 😀\\u0000",1,3,"r"']),
+    (Purchase("p", "a", 1, "r"), [1, "a", 1, "rr", 0, '"a",1,0,"r"']),
+    (Purchase("p", "a", 1, None, 3), [1, "a", 1, "", 3, '"a",1,3,""']),
+    (Reserve("p", "a"), [2, "a", 1, "", 0, '"a",1', 0, "M" * 22]),
+    (Reserve("p", "a", 2, "r", 3, 60), [2, "a", 2, "rr", 3, '"a",2,3,"r"', 60, "M" * 22]),
     (Confirm(CODE), [3, TOKEN, ""]),
-    (Confirm(CODE, "r"), [3, TOKEN, "r"]),
+    (Confirm(CODE, "r"), [3, TOKEN, "rr"]),
     (Cancel(CODE), [4, TOKEN]),
     (Extend(CODE, 60), [5, TOKEN, 60]),
     (GetStatus("p"), [6]),
@@ -112,14 +114,14 @@ def test_crowd_is_encoded_as_its_users() -> None:
 def test_crowd_with_another_request_is_encoded_one_by_one(other: Request) -> None:
     count, users, requests = encode_batch(Batch("p", [Purchase("p", "a"), other], 1), mint)
     assert (count, users) == (2, b"")
-    assert msgspec.msgpack.decode(requests)[0] == [1, "a", 1, "", 0]
+    assert msgspec.msgpack.decode(requests)[0] == [1, "a", 1, "", 0, '"a",1']
 
 
 def test_each_reserve_gets_a_secret_of_its_own() -> None:
     secrets = iter("xyz")
     batch = Batch("p", [Reserve("p", "a"), GetStatus("p"), Reserve("p", "a")], 1)
     encoded = msgspec.msgpack.decode(encode_batch(batch, secrets.__next__)[2])
-    assert [encoded[0][6], encoded[2][6]] == ["x", "y"]
+    assert [encoded[0][7], encoded[2][7]] == ["x", "y"]
     assert next(secrets) == "z"
 
 

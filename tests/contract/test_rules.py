@@ -21,6 +21,7 @@ from flashsale.domain import (
     SOLD_OUT,
     STOCK_MAX,
     STOCK_TOO_LARGE,
+    TOKEN_LENGTH,
     Ambiguous,
     Answer,
     Batch,
@@ -57,6 +58,7 @@ from flashsale.domain import (
     Terms,
     make_code,
     make_order_id,
+    token_of,
 )
 
 DAY_S = 86_400
@@ -457,6 +459,13 @@ def test_a_purchase_takes_back_no_more_than_it_needs(sale: Sale) -> None:
     assert sale.left == (86, 514, 0)
 
 
+@pytest.mark.parametrize("count", [15, 16, 70_000])
+def test_batch_of_many_that_are_not_a_crowd(sale: Sale, count: int) -> None:
+    sale.open(9)
+    answers = sale.decide(Purchase("p", "a", 2), *[GetStatus("p")] * (count - 1))
+    assert answers[1:] == [ProductStatus(7, 2, version=2)] * (count - 1)
+
+
 # Limits
 
 
@@ -658,6 +667,14 @@ def test_a_confirmation_id_belongs_to_its_hold(sale: Sale) -> None:
     one, two = sale.reserve(), sale.reserve()
     sale.ask(Confirm(one.code, "r"))
     assert sale.changes_nothing(Confirm(two.code, "r"), Purchase("p", "a", request_id="r")) == [Mismatch()] * 2
+
+
+def test_a_code_that_reads_like_a_purchase_is_none(sale: Sale) -> None:
+    sale.open(5)
+    sale.buy("user_1", request_id="reqst_1")
+    code = '"user_1",1,0,"reqst_1".p'
+    assert len(token_of(code)) == TOKEN_LENGTH
+    assert sale.changes_nothing(Confirm(code, "reqst_1")) == [Mismatch()]
 
 
 def test_an_answer_that_changed_nothing_is_not_kept(sale: Sale) -> None:

@@ -366,7 +366,8 @@ end
 -- {kind, token, id}
 local function confirm(request)
   local token, id = request[2], request[3]
-  local first = id ~= '' and seen(id, token)
+  local named = '/' .. token -- no purchase reads like that: it begins with a quotation mark
+  local first = id ~= '' and seen(id, named)
   if first then
     return first
   end
@@ -380,7 +381,7 @@ local function confirm(request)
   set_hold(token, false)
   keep('h' .. token, answer)
   if id ~= '' then
-    keep(id, answer .. token)
+    keep(id, answer .. named)
   end
   return answer
 end
@@ -556,5 +557,5 @@ local decided, trouble = pcall(decide)
 if not decided then
   return type(trouble) == 'table' and trouble or defective(tostring(trouble))
 end
-local reply = {sequence, ROWS, (count < 16 and string.char(144 + count) or '\220' .. struct.pack('>H', count))
+local reply = {sequence, ROWS, (count < 16 and string.char(144 + count) or '\221' .. struct.pack('>I4', count))
   .. table.concat(rows)}
