@@ -197,11 +197,16 @@ class RedisLedger:
         """
         if not commands:
             return []
+        old = self._connection is not None
         try:
             async with asyncio.timeout(timeout_s):
-                connection = self._connection or await self._connect()
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                return [await _reply(connection) for _ in commands]
+                try:
+                    return await self._exchange(commands)
+                except (RedisError, ConnectionError):
+                    if not old:
+                        raise
+                    await self._drop()  # it may have broken long ago, and nothing is changed by asking twice
+                    return await self._exchange(commands)
         except (RedisError, OSError) as error:  # a TimeoutError is an OSError
             await self._drop()
             reason = "it does not answer in time" if isinstance(error, TimeoutError) else error
@@ -209,6 +214,11 @@ class RedisLedger:
         except BaseException:
             await self._drop()  # the replies would be taken for those to the next commands
             raise
+
+    async def _exchange(self, commands: Sequence[_Command]) -> list[Any]:
+        connection = self._connection or await self._connect()
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        return [await _reply(connection) for _ in commands]
 
     async def _connect(self) -> AbstractConnection:
         connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
