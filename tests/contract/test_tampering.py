@@ -252,16 +252,29 @@ def test_stock_gone_before_the_ledger_began_is_no_product(twins: Any, bare_store
     assert twins.tell_script(Batch("p", [Purchase("p", "a")], 1)) == [NOT_FOUND]
 
 
-def test_holds_gone_are_not_found_and_their_deadlines_are_cleared(busy: Busy) -> None:
-    """Their units stay held: nobody can say any more whose they are."""
-    busy.store.do("DEL", busy.key("holds"))
-    held = busy.tell(GetStatus("p"))[0].held
+@pytest.mark.parametrize("part", ["stock", "sale", "users", "holds", "deadlines", "items"])
+def test_key_that_is_gone_is_not_an_empty_one(busy: Busy, part: str) -> None:
+    busy.store.do("DEL", busy.key(part))
+    is_refused(busy, *busy.mixed)
+    is_refused(busy, Purchase("p", "z"))
+
+
+@pytest.mark.parametrize("part", ["buyers", "sessions", "orders", "requests", "requests_before", "refunds"])
+def test_key_that_may_be_gone(busy: Busy, part: str) -> None:
+    """What is no longer kept, or was trimmed, is gone for good reasons."""
+    busy.store.do("DEL", busy.key(part))
+    assert isinstance(busy.tell(*busy.mixed)[0], Success)
+
+
+def test_a_hold_that_is_gone_is_not_found_and_its_deadline_is_cleared(busy: Busy) -> None:
+    """Its units stay held: nobody can say any more whose they are."""
+    busy.store.do("HDEL", busy.key("holds"), busy.tokens[2])
     code = f"{busy.tokens[2]}.p"
     assert busy.tell(Confirm(code), Cancel(code), Extend(code, 1), sequence=1_001) == [Failed(HOLD_NOT_FOUND)] * 3
     busy.twins.wait(DAY_S)
     assert busy.tell(Sweep("p"), sequence=1_002) == [Swept(more=False)]
     assert busy.store.do("EXISTS", busy.key("deadlines")) == 0
-    assert busy.tell(GetStatus("p"), sequence=1_003)[0].held == held
+    assert busy.tell(GetStatus("p"), sequence=1_003) == Defective("one of its keys is gone")
 
 
 def test_any_number_of_deadlines_without_holds_is_cleared(busy: Busy) -> None:

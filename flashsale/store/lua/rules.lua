@@ -30,6 +30,21 @@ if not (hold_s and hold_total_s and cursor and restocked and since and since_bef
   return defective('its counters are not what was written')
 end
 
+-- A key that is gone is not an empty one: who has bought, what is taken and what is held would be forgotten.
+local expected = {}
+if held > 0 then
+  expected = {KEYS[7], KEYS[8]}
+end
+if limit > 0 and sold + held > 0 then
+  expected[#expected + 1] = KEYS[6]
+end
+if items and sold + held > 0 then
+  expected[#expected + 1] = KEYS[9]
+end
+if #expected > 0 and redis.call('EXISTS', unpack(expected)) < #expected then
+  return defective('one of its keys is gone')
+end
+
 -- What is known of the keys: read once, changed here, written at the end.
 
 local users, users_touched = {}, {} -- user -> units bought and held
