@@ -124,7 +124,7 @@ class Client:
         """Give back what is held: Cancelled, Expired, or a refusal."""
         return await self._ask(Cancel(code))
 
-    async def extend(self, code: str, hold_seconds: int) -> Answer:
+    async def extend(self, code: str, hold_seconds: int | None = None) -> Answer:
         """Hold on for so many seconds from now, as far as the sale allows: Held, Cancelled, Expired, or a refusal."""
         return await self._ask(Extend(code, hold_seconds))
 

@@ -113,7 +113,8 @@ class Cancel(_OfHold, frozen=True, gc=False, omit_defaults=True):
 class Extend(_OfHold, frozen=True, gc=False, omit_defaults=True):
     """A later deadline for a hold: so many seconds from now, as far as the product's terms allow."""
 
-    hold_seconds: HoldSeconds = 1
+    hold_seconds: HoldSeconds | None = None
+    """None means the product's hold time."""
 
 
 class GetStatus(Struct, frozen=True, gc=False):

@@ -374,7 +374,7 @@ class _Decision:
             return Failed(ALREADY_CONFIRMED) if isinstance(hold, Success) else hold
         product = self._product
         latest = hold.created_at + max(product.terms.hold_total_s, product.terms.hold_s)
-        expires_at = min(self._now_s + request.hold_seconds, latest)
+        expires_at = min(self._now_s + (request.hold_seconds or product.terms.hold_s), latest)
         if expires_at > hold.expires_at:
             hold.expires_at = expires_at
             self._write(

@@ -321,7 +321,7 @@ BODIES = [
     (1, b' {\t"product_id" :\r\n"p", "user_id":"u" }\n', Purchase("p", "u")),
     (1, b'{"product_id":"p","user_id":"u","quantity":2,"x":[{"y":null}]}', Purchase("p", "u", 2)),
     (1, b'{"product_id":"p","user_id":"u","quantity":1,"request_id":null,"item_id":null}', Purchase("p", "u")),
-    (7, b'{"code":"AAAAAAAAAAAAAAAAAAAAAA.p"}', Extend(CODE, 1)),
+    (7, b'{"code":"AAAAAAAAAAAAAAAAAAAAAA.p"}', Extend(CODE)),
     (7, b'{"code":"AAAAAAAAAAAAAAAAAAAAAA.p.q","hold_seconds":5}', Extend(CODE + ".q", 5)),
     (0x10, b'{"product_id":""}', Subscribe("")),
     (0x10, b'{"product_id":null,"after_version":null}', Subscribe()),

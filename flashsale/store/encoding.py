@@ -117,7 +117,7 @@ def _encode_request(request: Request, mint: Callable[[], str]) -> tuple[int | st
         case Cancel(code):
             return 4, token_of(code)
         case Extend(code, hold_seconds):
-            return 5, token_of(code), hold_seconds
+            return 5, token_of(code), hold_seconds or 0
         case GetStatus():
             return (6,)
         case Sweep():

@@ -376,6 +376,13 @@ def test_time_of_a_hold_in_all_is_never_less_than_of_one(sale: Sale) -> None:
     assert sale.ask(Extend(held.code, 60)).expires_at == held.expires_at
 
 
+def test_an_extension_without_a_time_is_one_of_the_hold_time(sale: Sale) -> None:
+    sale.open(1, hold_s=60)
+    held = sale.reserve(hold_seconds=10)
+    sale.twins.wait(5)
+    assert sale.ask(Extend(held.code)).expires_at == held.expires_at - 10 + 5 + 60
+
+
 def test_an_extended_hold_outlives_its_first_deadline(sale: Sale) -> None:
     sale.open(1, hold_s=60)
     held = sale.reserve()

@@ -430,7 +430,8 @@ local function extend(request)
   if not hold then
     return tell(ended)
   end
-  local expires_at = math.min(now_s + request[3], hold[6] + math.max(hold_total_s, hold_s))
+  local seconds = request[3] == 0 and hold_s or request[3]
+  local expires_at = math.min(now_s + seconds, hold[6] + math.max(hold_total_s, hold_s))
   if expires_at > hold[7] then
     hold[7] = expires_at
     set_hold(token, hold)
