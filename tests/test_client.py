@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from msgspec import structs
 
-from flashsale import Busy, Client, Failed, ProductStatus, SoldOut, Success
+from flashsale import Busy, Cancelled, Client, Failed, Held, Mismatch, ProductStatus, SoldOut, Success
 from flashsale.errors import AnswerTimeoutError, ConnectionLostError, ProtocolError
 from flashsale.launch import ServerProcess
 
@@ -66,6 +67,14 @@ async def stand_in() -> AsyncIterator[Callable[[bytes], Awaitable[int]]]:
         listener.close()
 
 
+def left(answer: object) -> int | None:
+    """Return how many units were left after a purchase; None when it got none."""
+    if isinstance(answer, Success):
+        return answer.remaining_stock
+    assert isinstance(answer, SoldOut)
+    return None
+
+
 # Answers
 
 
@@ -73,14 +82,44 @@ async def test_answers_are_typed(server: ServerProcess, open_sale: Callable[[int
     product_id = open_sale(1)
     async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
         assert await client.status(product_id) == ProductStatus(1, 0)
-        assert await client.purchase(product_id, "a") == Success(0)
+        bought = await client.purchase(product_id, "a")
+        assert isinstance(bought, Success)
+        assert (bought.remaining_stock, bought.version) == (0, 2)
         assert await client.purchase(product_id, "b") == SoldOut()
-        assert await client.status(product_id) == ProductStatus(0, 1)
+        assert await client.status(product_id) == ProductStatus(0, 1, version=2)
         assert await client.purchase("no-such", "a") == Failed("product not found")
         assert await client.status("no-such") == Failed("product not found")
         assert await client.purchase("", "a") == Failed("missing product_id or user_id")
         assert await client.ping(b"\x00anything\xff") == b"\x00anything\xff"
         assert await client.ping() == b""
+
+
+async def test_holds_quantities_and_request_ids(server: ServerProcess, open_sale: Callable[[int], str]) -> None:
+    product_id = open_sale(10)
+    async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
+        bought = await client.purchase(product_id, "a", quantity=3, request_id="r1")
+        assert left(bought) == 7
+        again = await client.purchase(product_id, "a", quantity=3, request_id="r1")
+        assert again == structs.replace(bought, duplicate=True)
+        assert await client.purchase(product_id, "a", quantity=2, request_id="r1") == Mismatch()
+        assert await client.purchase(product_id, "a", item_id=1) == Failed("item not found")
+        assert await client.purchase(product_id, "a", quantity=0) == Failed("invalid quantity")
+        held = await client.reserve(product_id, "b", quantity=2, request_id="r2", hold_seconds=60)
+        assert isinstance(held, Held)
+        assert held.remaining_stock == 5
+        longer = await client.extend(held.code, 120)
+        assert isinstance(longer, Held)
+        assert longer.expires_at > held.expires_at
+        confirmed = await client.confirm(held.code, "r3")
+        assert left(confirmed) == 5
+        assert await client.confirm(held.code, "r3") == structs.replace(confirmed, duplicate=True)
+        assert await client.cancel(held.code) == Failed("already confirmed")
+        other = await client.reserve(product_id, "c")
+        assert isinstance(other, Held)
+        cancelled = await client.cancel(other.code)
+        assert isinstance(cancelled, Cancelled)
+        assert cancelled.remaining_stock == 5
+        assert await client.status(product_id) == ProductStatus(5, 5, version=7)
 
 
 async def test_any_number_of_tasks_share_one_connection_and_each_gets_its_own_answer(
@@ -99,7 +138,7 @@ async def test_any_number_of_tasks_share_one_connection_and_each_gets_its_own_an
         str(number).encode() for number in range(0, 6_000, 3)
     ]
     bought = [answer for answer in answers if not isinstance(answer, bytes)]
-    assert bought == [Success(left) for left in reversed(range(2_000))] + [SoldOut()] * 2_000
+    assert [left(answer) for answer in bought] == [*reversed(range(2_000)), *[None] * 2_000]
 
 
 async def test_a_payload_too_large_is_answered_and_the_next_request_has_a_new_connection(
@@ -110,20 +149,20 @@ async def test_a_payload_too_large_is_answered_and_the_next_request_has_a_new_co
         assert await client.purchase(product_id, "u" * 70_000) == Failed("payload too large")
         with suppress(ConnectionLostError):  # the server's end may be seen only now
             await client.ping()
-        assert await client.purchase(product_id, "u") == Success(4)
+        assert left(await client.purchase(product_id, "u")) == 4
 
 
 async def test_a_server_that_is_full_says_so(start_server: StartServer, open_sale: Callable[[int], str]) -> None:
     server = await asyncio.to_thread(start_server, FLASHSALE_CONNECTION_COUNT_MAX="1")
     product_id = open_sale(5)
     async with Client(server.host, server.port) as inside, Client(server.host, server.port) as outside:
-        assert await inside.purchase(product_id, "u") == Success(4)
+        assert left(await inside.purchase(product_id, "u")) == 4
         for _ in range(10):
             try:
                 assert await outside.purchase(product_id, "u") == Busy()
             except ConnectionLostError:  # the notice came and went before the request
                 continue
-        assert await inside.status(product_id) == ProductStatus(4, 1)
+        assert await inside.status(product_id) == ProductStatus(4, 1, version=2)
         with pytest.raises((ConnectionLostError, ProtocolError)):  # and never some payload that was not sent
             await outside.ping(b"payload")
 
@@ -150,7 +189,9 @@ async def test_silence_is_a_time_out_and_the_late_answer_is_nobody_elses(
             with suppress(AnswerTimeoutError):
                 assert await client.ping(str(number).encode()) == str(number).encode()
         async with Client(server.host, server.port, timeout_s=PATIENCE_S) as other:
-            assert await other.status(product_id) == ProductStatus(9, 1), "a time-out means unknown: here it sold"
+            assert await other.status(product_id) == ProductStatus(9, 1, version=2), (
+                "a time-out means unknown: here it sold"
+            )
 
 
 async def test_a_caller_that_gives_up_leaves_the_others_their_answers(
@@ -164,9 +205,9 @@ async def test_a_caller_that_gives_up_leaves_the_others_their_answers(
         for task in tasks[::2]:
             task.cancel()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        left = [answer.remaining_stock for answer in answers if isinstance(answer, Success)]
-        assert len(left) == 10
-        assert left == sorted(left, reverse=True)
+        stocks = [answer.remaining_stock for answer in answers if isinstance(answer, Success)]
+        assert len(stocks) == 10
+        assert stocks == sorted(stocks, reverse=True)
         assert await client.ping(b"in step") == b"in step"
 
 
@@ -194,7 +235,7 @@ async def test_requests_under_way_when_the_link_breaks_are_lost_and_never_sent_a
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {ConnectionLostError}
         await asyncio.to_thread(start_server, port=victim.port)
-        assert await client.purchase(product_id, "next") == Success(999), "a lost request was sent again"
+        assert left(await client.purchase(product_id, "next")) == 999, "a lost request was sent again"
 
 
 async def test_it_connects_again_when_the_server_is_back(
@@ -203,12 +244,12 @@ async def test_it_connects_again_when_the_server_is_back(
     server = await asyncio.to_thread(start_server)
     product_id = open_sale(100)
     async with Client(server.host, server.port, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S) as client:
-        assert await client.purchase(product_id, "u") == Success(99)
+        assert left(await client.purchase(product_id, "u")) == 99
         assert await asyncio.to_thread(server.stop) == 0
         waiting = [asyncio.create_task(client.purchase(product_id, f"u{number}")) for number in range(10)]
         await asyncio.to_thread(start_server, port=server.port)
         answers = await asyncio.gather(*waiting)
-        assert sorted(answer.remaining_stock for answer in answers) == list(range(89, 99)), "they waited for it"
+        assert sorted(map(left, answers)) == list(range(89, 99)), "they waited for it"
 
 
 async def test_a_closed_client_is_closed(server: ServerProcess) -> None:
