@@ -7,14 +7,46 @@ from contextlib import aclosing, suppress
 from itertools import count
 
 import pytest
+from msgspec import structs
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from flashsale.domain import STOCK_MAX, Answer, Batch, ProductStatus, Purchase, PurchaseEvent, Request, SoldOutEvent
-from flashsale.errors import ProductExistsError, ProductNotFoundError, StoreUnavailableError
+from flashsale.domain import (
+    PLAIN,
+    STOCK_MAX,
+    Answer,
+    Batch,
+    Cancel,
+    ChangeEvent,
+    Close,
+    Confirm,
+    Extend,
+    Held,
+    Kind,
+    Pause,
+    ProductStatus,
+    Purchase,
+    PurchaseEvent,
+    Refund,
+    Request,
+    Reserve,
+    Restock,
+    Resume,
+    SoldOutEvent,
+    Success,
+    Terms,
+)
+from flashsale.errors import (
+    OutcomeUnknownError,
+    ProductExistsError,
+    ProductNotFoundError,
+    RefusedError,
+    StoreUnavailableError,
+)
 from flashsale.store import admin as admin_module
 from flashsale.store.admin import Admin
 from flashsale.store.engine import RedisEngine
+from flashsale.store.records import Sale
 
 
 @pytest.fixture
@@ -157,6 +189,96 @@ async def test_keys_of_the_wrong_kind_are_reported_and_can_be_reset(
     assert await admin.status(product_id) == ProductStatus(9, 0, version=1)
 
 
+# What changes a sale, and what it looks like then
+
+
+async def test_each_change_is_made_once_and_stands_in_the_ledger(
+    admin: Admin, engine: RedisEngine, product_id: str, redis_client: Redis
+) -> None:
+    await admin.init(product_id, 5)
+    [sold] = await sell(engine, product_id, "a")
+    assert isinstance(sold, Success)
+    refund = Refund(sold.order_id)
+    for request, version, duplicate in (
+        (Restock(product_id, 3), 3, False),
+        (Restock(product_id, 3), 4, False),
+        (refund, 5, False),
+        (refund, 5, True),
+        (Resume(product_id), 5, True),
+        (Pause(product_id), 6, False),
+        (Pause(product_id), 6, True),
+        (Resume(product_id), 7, False),
+        (Close(product_id), 8, False),
+        (Close(product_id), 8, True),
+    ):
+        changed = await admin.change(request)
+        assert (changed.version, changed.duplicate) == (version, duplicate), request
+    for refused, reason in (
+        (Resume(product_id), "the sale is closed"),
+        (Restock(product_id, STOCK_MAX), "the stock would be too large"),
+        (Refund(sold.order_id.replace("-0000000002-", "-0000000003-")), "order not found"),
+    ):
+        with pytest.raises(RefusedError, match=f"^{reason}$"):
+            await admin.change(refused)
+    with pytest.raises(ProductNotFoundError):
+        await admin.change(Pause(f"{product_id}-none"))
+    assert await redis_client.xlen(f"product:{product_id}:orders") == 8
+
+
+async def test_a_sale_is_shown_with_its_terms(admin: Admin, engine: RedisEngine, product_id: str) -> None:
+    now_s = await admin.now()
+    terms = Terms(limit=3, opens_at=now_s - 10, closes_at=now_s + 500, hold_s=60, hold_total_s=90, numbered=True)
+    await admin.init(product_id, 9, terms)
+    await decide(engine, product_id, Purchase(product_id, "a"), Reserve(product_id, "b"), Purchase(product_id, "b"))
+    sale = Sale(remaining=6, sold=2, held=1, buyer_count=2, terms=terms, state="open", version=4)
+    assert await admin.sale(product_id) == sale
+    await admin.change(Pause(product_id))
+    assert await admin.sale(product_id) == structs.replace(sale, state="paused", version=5)
+    for terms, state in (
+        (Terms(opens_at=now_s + 500), "not_open"),
+        (Terms(opens_at=now_s - 500, closes_at=now_s - 1), "closed"),
+    ):
+        await admin.init(product_id, 9, terms, force=True)
+        assert (await admin.sale(product_id)).state == state == (await admin.status(product_id)).state
+    with pytest.raises(ProductNotFoundError):
+        await admin.sale(f"{product_id}-none")
+
+
+async def test_a_sale_set_by_hand_is_shown_as_one_without_terms(
+    admin: Admin, product_id: str, redis_client: Redis
+) -> None:
+    await redis_client.set(f"product:{product_id}:stock", 4)
+    await redis_client.lpush(f"product:{product_id}:buyers", "a", "b")
+    assert await admin.sale(product_id) == Sale(
+        remaining=4, sold=2, held=0, buyer_count=2, terms=PLAIN, state="open", version=0
+    )
+
+
+@pytest.mark.parametrize("page_count", [1, 2, 3, 1_000])
+async def test_holds_come_by_deadline_page_by_page(
+    admin: Admin,
+    engine: RedisEngine,
+    product_id: str,
+    redis_client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    page_count: int,
+) -> None:
+    monkeypatch.setattr(admin_module, "_HOLDS_PAGE_COUNT", page_count)
+    await admin.init(product_id, 100)
+    seconds = [50, 10, 50, 90, 10, 50, 50]
+    held = await decide(
+        engine, product_id, *(Reserve(product_id, f"u{n}", n + 1, hold_seconds=s) for n, s in enumerate(seconds))
+    )
+    await redis_client.zadd(f"product:{product_id}:deadlines", {"nothing": 2**40})
+    found = [row async for row in admin.holds(product_id)]
+    assert {code for code, _ in found} == {answer.code for answer in held if isinstance(answer, Held)}
+    assert [hold.expires_at for _, hold in found] == sorted(hold.expires_at for _, hold in found)
+    assert {hold.user_id: hold.quantity for _, hold in found} == {f"u{n}": n + 1 for n in range(7)}
+    assert all(hold.expires_at - hold.created_at == seconds[int(hold.user_id[1:])] for _, hold in found)
+    with pytest.raises(ProductNotFoundError):
+        [row async for row in admin.holds(f"{product_id}-none")]
+
+
 # status and buyers
 
 
@@ -238,6 +360,29 @@ async def test_events_are_told_as_they_come_and_other_messages_are_not(
         assert await anext(events) == SoldOutEvent(product_id, 6)
 
 
+async def test_every_kind_of_change_is_an_event(admin: Admin, engine: RedisEngine, product_id: str) -> None:
+    async with asyncio.timeout(20), aclosing(admin.events()) as events:
+        assert await anext(events) is None
+        await admin.init(product_id, 5)
+        held = await decide(engine, product_id, Reserve(product_id, "a", 2), Reserve(product_id, "b"))
+        codes = [answer.code for answer in held if isinstance(answer, Held)]
+        await decide(engine, product_id, Extend(codes[0], 1_000), Confirm(codes[0]), Cancel(codes[1]))
+        await admin.change(Restock(product_id, 3))
+        await admin.change(Pause(product_id))
+        told = [event for event in [await anext(events) for _ in range(8)] if event is not None]
+    assert [event.event if isinstance(event, ChangeEvent) else type(event) for event in told] == [
+        Kind.OPENED,
+        Kind.HELD,
+        Kind.HELD,
+        Kind.EXTENDED,
+        PurchaseEvent,
+        Kind.CANCELLED,
+        Kind.RESTOCKED,
+        Kind.PAUSED,
+    ]
+    assert {event.product_id for event in told} == {product_id}
+
+
 async def test_a_broken_subscription_is_told_and_made_again(admin: Admin, product_id: str, redis_client: Redis) -> None:
     event = {"event": "sold_out", "product_id": product_id, "timestamp": 6}
     async with asyncio.timeout(20), aclosing(admin.events()) as events:
@@ -278,6 +423,27 @@ async def test_a_store_that_is_away_is_said_so_without_its_password(product_id: 
             with pytest.raises(StoreUnavailableError, match=r"cannot reach Redis at .*127\.0\.0\.1:1") as raised:
                 await call
             assert "s3cret" not in str(raised.value)
+
+
+async def test_a_command_that_gets_no_answer_may_have_been_done(
+    store_url: str, product_id: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_module, "ANSWER_TIMEOUT_S", 0.3)
+    async with Admin(store_url) as admin, Admin(store_url) as other:
+        await admin.init(product_id, 5)
+        await admin.status(product_id)
+        await other.status(product_id)
+        await redis_client.client_pause(2_000, all=False)  # writes wait, and scripts
+        unknown = "did not answer; it is not known whether the command was done$"
+        with pytest.raises(OutcomeUnknownError, match=unknown):
+            await admin.change(Restock(product_id, 5))
+        with pytest.raises(OutcomeUnknownError, match=unknown):
+            await admin.init(product_id, 7)
+        with pytest.raises(OutcomeUnknownError, match=unknown):
+            await admin.reset(product_id)
+        with pytest.raises(StoreUnavailableError, match=r"did not answer$"):
+            await other.status(product_id)
+        await redis_client.client_unpause()
 
 
 async def test_a_store_without_memory_refuses_an_init_wholly(

@@ -33,9 +33,9 @@ from flashsale.domain import (
 from flashsale.errors import ProductNotFoundError, RefusedError, StoreUnavailableError
 from flashsale.store import audit as audit_module
 from flashsale.store.admin import Admin
-from flashsale.store.comparison import Report
 from flashsale.store.engine import RedisEngine
 from flashsale.store.records import decode_hold, encode_hold
+from flashsale.store.report import Report
 
 sequences = count(1)
 

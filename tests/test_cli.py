@@ -19,8 +19,24 @@ from uuid import uuid4
 import pytest
 import redis
 
-from flashsale import Client, Success, __version__
-from flashsale.domain import Answer, Batch, Purchase, Request
+from flashsale import Client, __version__
+from flashsale.domain import (
+    Answer,
+    Batch,
+    Cancel,
+    Close,
+    Confirm,
+    Extend,
+    Held,
+    Pause,
+    Purchase,
+    Refund,
+    Request,
+    Reserve,
+    Restock,
+    Resume,
+    Success,
+)
 from flashsale.launch import ServerProcess
 from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
@@ -263,6 +279,189 @@ def test_help_version_and_completion(home: Path) -> None:
     completed = run(_FLASHSALE_COMPLETE="bash_complete", COMP_WORDS="flashsale st", COMP_CWORD="1")
     assert "status" in completed.stdout
     assert completed.returncode == 0
+
+
+def test_terms_that_make_no_sale_are_refused_with_a_sentence(home: Path, store: "redis.Redis", product: str) -> None:
+    wrong = {
+        ("--limit", "0"): "'0' is not a number of units: give a whole number from 1 to 99999999999999",
+        ("--limit", "-1"): "not a number of units",
+        ("--hold", "0s"): "a hold lasts from 1s to 30d",
+        ("--hold", "31d"): "a hold lasts from 1s to 30d",
+        ("--hold", "15"): "not a duration",
+        ("--hold-max", "10m"): "a hold of 15m cannot end after 10m at the latest",
+        ("--opens-at", "+2h", "--closes-at", "+1h"): "would close before it opens",
+        ("--closes-at", "2020-01-01T00:00:00Z"): "would be closed already",
+        ("--opens-at", "2036-01-01T00:00:00"): "has no time zone",
+        ("--opens-at", "soon"): "is not a time",
+        ("--opens-at", "+99999999999d"): "after the year 9999",
+    }
+    calls: list[tuple[str, ...]] = [("init", product, "5", *flags, "--home", str(home)) for flags in wrong]
+    calls.append(("init", product, "10000001", "--numbered", "--home", str(home)))
+    for result, reason in zip(run_all(calls), [*wrong.values(), "at most 10000000 units"], strict=True):
+        assert reason in refused(result, 2)
+    assert store.keys(f"product:{product}:*") == []
+
+
+def test_what_is_no_change_of_a_sale_is_refused_with_a_sentence(home: Path, product: str) -> None:
+    order = f"00000000001-0000000002-abcdef01-{product}"
+    calls: dict[tuple[str, ...], tuple[int, str]] = {
+        ("restock", product, "0"): (2, "from 1 to 99999999999999"),
+        ("restock", product, "-5"): (2, "not a number of units"),
+        ("restock", product, "5"): (1, f"Product '{product}' not found"),
+        ("refund", "x\x1b[2J"): (2, "'x\\x1b[2J' is not an order id"),
+        ("refund", order): (1, f"Product '{product}' not found"),
+        ("pause", product): (1, f"Product '{product}' not found"),
+        ("resume", product): (1, f"Product '{product}' not found"),
+        ("close", product, "--json"): (1, f"Product '{product}' not found"),
+        ("holds", product): (1, f"Product '{product}' not found"),
+        ("audit", product): (1, f"Product '{product}' not found"),
+        ("audit", "--repair", product): (1, f"Product '{product}' not found"),
+    }
+    results = run_all([(*call, "--home", str(home)) for call in calls])
+    for result, (code, reason) in zip(results, calls.values(), strict=True):
+        assert reason in refused(result, code)
+
+
+# A sale with terms
+
+
+def test_an_operators_day_with_all_that_can_be_done(home: Path, store: "redis.Redis", product: str) -> None:
+    at = ("--home", str(home))
+    opened = said(run("init", product, "9", "--limit", "3", "--closes-at", "+1h", "--hold", "2h", "--numbered", *at))
+    lines = opened.splitlines()
+    assert lines[0] == f"✓ Product '{product}' initialized with 9 units"
+    assert re.fullmatch(r"  closes \d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", lines[1])
+    assert lines[2:] == ["  at most 3 for one user", "  holds last 2h, extended 2h at most", "  each unit has a number"]
+
+    [bought, *held] = asyncio.run(
+        decide(home, product, Purchase(product, "a"), *(Reserve(product, u, hold_seconds=600) for u in ("b\x1b", "c")))
+    )
+    assert isinstance(bought, Success)
+    assert said(run("refund", bought.order_id, *at)) == f"✓ Order '{bought.order_id}' refunded, 7 left\n"
+    assert said(run("refund", bought.order_id, *at)) == f"✓ Order '{bought.order_id}' was refunded before, 7 left\n"
+    unknown = bought.order_id.replace("-0000000002-", "-0000000003-")
+    assert refused(run("refund", unknown, *at), 1) == f"Order '{unknown}' not found"
+
+    shown = said(run("holds", product, *at)).splitlines()
+    assert shown[0] == f"=== Holds for {product} (2 total) ==="
+    assert shown[1].split() == ["code", "units", "item", "expires", "in", "at", "user"]
+    codes = sorted(answer.code for answer in held if isinstance(answer, Held))
+    rows = sorted(line.split() for line in shown[2:])
+    assert [row[0] for row in rows] == codes
+    assert {(row[1], row[2], row[-1]) for row in rows} == {("1", "2", "b\\x1b"), ("1", "3", "c")}
+    assert re.search(r"  9m \d+s +\d\d:\d\d:\d\d  ", shown[2])
+    pure = json.loads(said(run("holds", product, "--json", *at)))
+    assert sorted(row["code"] for row in pure["holds"]) == codes
+    assert {row["user_id"] for row in pure["holds"]} == {"b\x1b", "c"}
+    assert {(row["quantity"], row["item_id"], row["request_id"]) for row in pure["holds"]} == {
+        (1, 2, None),
+        (1, 3, None),
+    }
+
+    assert said(run("restock", product, "5", *at)) == f"✓ Product '{product}' restocked with 5 units, 12 left\n"
+    for command, once, twice in (
+        ("resume", "is not paused", "is not paused"),
+        ("pause", "paused", "is paused already"),
+        ("resume", "resumed", "is not paused"),
+        ("close", "closed", "is closed already"),
+    ):
+        assert said(run(command, product, *at)) == f"✓ Product '{product}' {once}\n"
+        assert said(run(command, product, *at)) == f"✓ Product '{product}' {twice}\n"
+    assert refused(run("pause", product, *at), 1) == f"Product '{product}' stays as it was: the sale is closed"
+    assert json.loads(said(run("close", product, "--json", *at))) == {
+        "product_id": product,
+        "remaining_stock": 12,
+        "version": 9,
+        "already": True,
+    }
+
+    status = said(run("status", product, *at)).splitlines()
+    assert all(len(line) <= 80 for line in status)
+    assert status[2:7] == [
+        "Remaining Stock:   12",
+        "Successful Buyers: 0",
+        "Sold:              0 units",
+        "Held:              2 units",
+        "Limit:             3 units per user",
+    ]
+    assert re.fullmatch(r"Window:            to \S+ \S+", status[7])
+    assert status[8:] == ["State:             closed"]
+    assert said(run("audit", product, *at)) == (f"✓ {product}: 14 units = 12 left + 2 held + 0 sold; versions 1 to 9\n")
+
+
+def test_a_sale_that_opens_later_says_so(home: Path, product: str) -> None:
+    at = ("--home", str(home))
+    said(run("init", product, "1", "--opens-at", "+5m", "--closes-at", "+10m", *at))
+    status = said(run("status", product, *at)).splitlines()
+    assert re.fullmatch(r"Window:            from \S+ \S+ to \S+ \S+", status[7])
+    assert status[8] == "State:             not open yet"
+    pure = json.loads(said(run("status", product, "--json", *at)))
+    assert pure["state"] == "not_open"
+    assert pure["closes_at"] - pure["opens_at"] == 300
+
+
+# The audit
+
+
+def test_audit_tells_what_differs_and_repair_mends_it(home: Path, store: "redis.Redis", product: str) -> None:
+    at = ("--home", str(home))
+    said(run("init", product, "9", "--limit", "2", *at))
+    asyncio.run(sell(home, product, "a", "b\x1b", "b\x1b"))
+    store.set(f"product:{product}:stock", 50)
+    store.hset(f"product:{product}:users", "b\x1b", 1)
+    found = run("audit", product, *at)
+    table = [
+        f"✗ {product}: 3 differences",
+        "  what                     is  should be",
+        "  left + held + sold       53  9",
+        "  stock                    50  6",
+        "  units of user b\\x1b      1   2",
+    ]
+    assert [re.sub(" +", " ", line) for line in found.stdout.splitlines()] == [
+        re.sub(" +", " ", line) for line in table
+    ]
+    assert (found.returncode, found.stderr) == (1, "")
+    pure = run("audit", product, "--json", *at)
+    assert pure.returncode == 1
+    [report] = json.loads(pure.stdout)["products"]
+    assert report["differences"][2] == {"what": "units of user b\x1b", "found": "1", "expected": "2"}
+    ok = f"✓ {product}: 9 units = 6 left + 0 held + 3 sold; versions 1 to 4"
+    mended = said(run("audit", "--repair", product, *at)).splitlines()
+    assert (len(mended), mended[5:]) == (7, [f"✓ {product}: 3 mended, as the ledger says", ok])
+    assert said(run("audit", "--repair", product, *at)) == f"{ok}\n"
+    assert (store.get(f"product:{product}:stock"), store.hget(f"product:{product}:users", "b\x1b")) == ("6", "2")
+
+
+def test_audit_of_all_products_goes_on_behind_one_that_is_broken(empty_home: Path, product: str) -> None:
+    at = ("--home", str(empty_home))
+    held = EmbeddedStore(empty_home)
+    held.acquire()
+    try:
+        assert said(run("audit", *at)) == ""
+        for name in ("a", "b", "many"):
+            said(run("init", f"{product}-{name}", "9", *at))
+        with redis.Redis(unix_socket_path=str(empty_home / "valkey.sock"), decode_responses=True) as store:
+            store.set(f"product:{product}-hand:stock", 7)
+            store.delete(f"product:{product}-a:orders")
+            store.delete(f"product:{product}-b:stock")
+            store.hset(f"product:{product}-many:refunds", mapping={str(n): 1 for n in range(30)})
+        found = run("audit", *at)
+        repaired = run("audit", "--repair", *at)
+        pure = run("audit", "--repair", "--json", *at)
+    finally:
+        held.release()
+    lines = found.stdout.splitlines()
+    assert (found.returncode, found.stderr) == (1, "")
+    assert lines[:2] == [f"✗ {product}-a: its ledger is gone", f"✗ {product}-b: 2 differences"]
+    assert f"✓ {product}-hand: 7 left, set by hand; no ledger yet, nothing to compare" in lines
+    assert lines[-1] == "  and 10 more"
+    sentence = f"Product '{product}-a' was left as it is: its ledger is gone"
+    assert (repaired.returncode, repaired.stderr) == (1, f"{sentence}\n")
+    assert f"✓ {product}-b: 2 mended, as the ledger says" in repaired.stdout
+    answer = json.loads(pure.stdout)
+    assert (pure.returncode, answer["ok"]) == (1, False)
+    assert [row["ok"] for row in answer["products"]] == [False, True, True, True]
+    assert answer["products"][0] == {"product_id": f"{product}-a", "ok": False, "refused": sentence}
 
 
 # Where the store is
@@ -553,6 +752,52 @@ async def test_watch_follows_the_sales_as_they_happen(
         assert process.stdout is not None
         assert process.stderr is not None
         assert (process.stdout.read(), process.stderr.read()) == ("", "")
+
+
+async def test_watch_tells_every_change(
+    home: Path, product: str, watch: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    text, pure = watch(product), watch("--json", product)
+    for process in (text, pure):
+        assert process.stderr is not None
+        assert await asyncio.to_thread(process.stderr.readline) == "watching…\n"
+    said(await asyncio.to_thread(run, "init", product, "9", "--home", str(home)))
+    requests: list[Request] = [Reserve(product, "al\x1bice", 2), Reserve(product, "bob"), Purchase(product, "carol", 3)]
+    engine = RedisEngine(f"unix://{home}/valkey.sock")
+    [[first, second, bought]] = await engine.commit([Batch(product, requests, 1)], timeout_s=PATIENCE_S)  # type: ignore[misc]
+    assert isinstance(first, Held)
+    assert isinstance(second, Held)
+    requests = [
+        Extend(first.code, 1_000),
+        Confirm(first.code),
+        Cancel(second.code),
+        Refund(bought.order_id),
+        Restock(product, 4),
+        Pause(product),
+        Resume(product),
+        Close(product),
+    ]
+    await engine.commit([Batch(product, requests, 2)], timeout_s=PATIENCE_S)
+    await engine.close()
+    expected = [
+        "opened, 9 left",
+        "al\\x1bice holds 2, 7 left",
+        "bob holds 1, 6 left",
+        "carol bought 3, 3 left",
+        "al\\x1bice holds 2 for longer, 3 left",
+        "al\\x1bice bought 2, 3 left",
+        "bob gave 1 back, 4 left",
+        "carol got a refund for 3, 7 left",
+        "restocked with 4, 11 left",
+        "paused",
+        "resumed",
+        "closed",
+    ]
+    assert text.stdout is not None
+    assert pure.stdout is not None
+    for version, line in enumerate(expected, 1):
+        assert (await asyncio.to_thread(text.stdout.readline))[10:] == f"{product}  {line}\n"
+        assert json.loads(await asyncio.to_thread(pure.stdout.readline))["version"] == version
 
 
 def test_demo_in_an_empty_home_shows_a_whole_sale(empty_home: Path) -> None:

@@ -6,7 +6,7 @@ from flashsale.cli.options import PRODUCT_ID, json_option, print_json, print_tab
 from flashsale.config import Config
 from flashsale.errors import ProductNotFoundError, RefusedError
 from flashsale.store.admin import Admin
-from flashsale.store.comparison import Report
+from flashsale.store.report import Report
 
 _SHOWN_COUNT = 20
 

@@ -13,7 +13,7 @@ import msgspec
 
 from flashsale import app
 from flashsale.config import Config, load_config
-from flashsale.domain import check_product_id, check_stock, parse_order_id
+from flashsale.domain import STOCK_MAX, check_product_id, check_stock, parse_order_id
 from flashsale.errors import InvalidValueError
 from flashsale.store.admin import Admin
 from flashsale.terms import parse_duration, parse_moment
@@ -36,9 +36,14 @@ class _Checked(click.ParamType):  # type: ignore[type-arg]  # it takes none befo
 
 
 def _check_units(value: str) -> int:
-    units = check_stock(value)
+    try:
+        units = check_stock(value)
+    except InvalidValueError:
+        units = 0
     if not units:
-        raise InvalidValueError("0 is not a number of units here: give at least 1")
+        raise InvalidValueError(
+            f"'{printable(value)}' is not a number of units: give a whole number from 1 to {STOCK_MAX}"
+        )
     return units
 
 

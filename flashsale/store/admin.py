@@ -42,11 +42,11 @@ from flashsale.errors import (
 from flashsale.store import keys, scripts
 from flashsale.store.address import shown_url
 from flashsale.store.audit import Audit
-from flashsale.store.comparison import Report
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
 from flashsale.store.faults import NOT_EXECUTED_CODES, error_code
 from flashsale.store.records import HoldRecord, Sale, decode_hold, read_sale
+from flashsale.store.report import Report
 from flashsale.wire import decode_event
 
 ANSWER_TIMEOUT_S = 5.0

@@ -4,8 +4,8 @@ The ledger, the users and the buyers are read in pages while the sale goes on. T
 instant, with the end of the ledger and whatever has moved since the pages were read: nothing is compared that was not
 true at the same time, and the store is never held up for longer than a page takes.
 
-Measured on 2 cores that the store shared: a million sales in 3.6 s and 114 MiB, with users counted 6.8 s and 170 MiB; the
-longest calls, those of HSCAN, took the store 2 ms on average.
+Measured on 2 cores that the store shared: a million sales take 3.6 s and 114 MiB, with users counted 6.8 s and 170 MiB;
+the longest calls, those of HSCAN, take the store 2 ms on average.
 """
 
 from collections.abc import Awaitable, Iterable
@@ -16,9 +16,10 @@ from redis.asyncio import Redis
 
 from flashsale.errors import ProductNotFoundError, RefusedError
 from flashsale.store import keys, scripts
-from flashsale.store.comparison import BUYERS, USERS, Pages, Report, Snapshot, compare
+from flashsale.store.comparison import BUYERS, USERS, Pages, Snapshot, compare
 from flashsale.store.encoding import decode_message
 from flashsale.store.replay import Replay
+from flashsale.store.report import Report
 
 TRIES = 5
 """Looks at a product that is opened anew, or has orders refunded, while it is being looked at."""

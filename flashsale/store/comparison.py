@@ -1,13 +1,13 @@
 """The keys of a product beside what its ledger says of them: each difference, and the command that mends it."""
 
 import secrets
-from typing import TypeAlias
 
 from msgspec import Struct, field
 
 from flashsale.store.keys import TYPES
 from flashsale.store.records import HoldRecord, decode_hold, encode_hold
 from flashsale.store.replay import Replay
+from flashsale.store.report import Command, Report, shown
 
 STOCK, BUYERS, SALE, ORDERS, USERS, HOLDS, DEADLINES, ITEMS, REFUNDS = 1, 2, 4, 5, 6, 7, 8, 9, 12
 PRODUCTS, PRODUCTS_DUE = 13, 14
@@ -23,13 +23,8 @@ _PARTS = {
     REFUNDS: "refunds",
 }
 
-DIFFERENCES_KEPT = 1_000
-"""Of a product; the others are only counted."""
 _PUSH_COUNT = 1_000  # names in one LPUSH: unpack() in Lua takes no more than some thousands
 _TOKEN_SIZE = 16
-
-Command: TypeAlias = tuple[str | int | bytes, ...]
-"""Name, number of the key, arguments."""
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -62,52 +57,6 @@ class Pages(Struct):
     """Entries of the list, from the oldest, that are as the ledger says."""
     buyer_found: bytes | None = None
     """The entry behind them, if it differs."""
-
-
-class Difference(Struct, frozen=True):
-    """One thing that is not as the ledger says."""
-
-    what: str
-    found: str
-    expected: str
-
-
-class Report(Struct, kw_only=True):
-    """What an audit of a product found."""
-
-    product_id: str
-    first_version: int = 0
-    """0 for a product without a ledger, whose stock was set by hand."""
-    version: int = 0
-    trimmed: bool = False
-    """The ledger begins in the middle of the sale: only counters and versions were compared."""
-    units: int = 0
-    remaining: int = 0
-    held: int = 0
-    sold: int = 0
-    fault: str = ""
-    """What is wrong with the ledger itself, so that nothing could be computed from it."""
-    differences: list[Difference] = field(default_factory=list)
-    difference_count: int = 0
-    commands: list[Command] = field(default_factory=list)
-    """What mends them."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether all is well."""
-        return not self.fault and not self.difference_count
-
-    def differ(self, what: str, found: object, expected: object, *commands: Command) -> None:
-        """Note that something is not as it must be, and what mends it."""
-        self.difference_count += 1
-        if len(self.differences) < DIFFERENCES_KEPT:
-            self.differences.append(Difference(what, _text(found), _text(expected)))
-        self.commands += commands
-
-    def compare(self, what: str, found: object, expected: object, *commands: Command) -> None:
-        """Note a difference if there is one."""
-        if _text(found) != _text(expected):
-            self.differ(what, found, expected, *commands)
 
 
 def compare(product_id: str, replay: Replay, snapshot: Snapshot, pages: Pages) -> Report:
@@ -198,7 +147,7 @@ def _compare_buyers(report: Report, replay: Replay, snapshot: Snapshot, pages: P
     if found is None:
         for found in reversed(snapshot.newer_buyers):
             index = same - early
-            if index >= len(expected) or (index >= 0 and _text(found) != expected[index]):
+            if index >= len(expected) or (index >= 0 and shown(found) != expected[index]):
                 break
             same += 1
         else:
@@ -220,9 +169,9 @@ def _compare_users(report: Report, replay: Replay, snapshot: Snapshot, pages: Pa
     if not limit:
         report.compare("users counted, without a limit", snapshot.user_count, 0, ("DEL", USERS))
         return
-    unmoved = {name: units for name, units in pages.users.items() if _text(name) not in replay.moved}
+    unmoved = {name: units for name, units in pages.users.items() if shown(name) not in replay.moved}
     for name, units in (unmoved | snapshot.users).items():
-        user = _text(name)
+        user = shown(name)
         expected = replay.users.get(user)
         command: Command = ("HSET", USERS, name, expected) if expected else ("HDEL", USERS, name)
         report.compare(f"units of user {user}", units, expected, command)
@@ -278,7 +227,7 @@ def _compare_holds(report: Report, replay: Replay, snapshot: Snapshot) -> None:
         record = _read_hold(packed)
         expected = replay.holds.get(record.version) if record else None
         if record is None or expected is None or record.version in tokens:
-            report.differ(f"hold {_text(token)}", _told(record), None, ("HDEL", HOLDS, token))
+            report.differ(f"hold {shown(token)}", _told(record), None, ("HDEL", HOLDS, token))
             continue
         tokens[record.version] = token
         if record != expected:
@@ -303,7 +252,7 @@ def _compare_deadlines(report: Report, holds: dict[bytes, HoldRecord], snapshot:
         report.compare(f"deadline of version {hold.version}", snapshot.deadlines.get(token), hold.expires_at, command)
     for token, at in snapshot.deadlines.items():
         if token not in holds:
-            report.differ(f"deadline {_text(token)}", at, None, ("ZREM", DEADLINES, token))
+            report.differ(f"deadline {shown(token)}", at, None, ("ZREM", DEADLINES, token))
     if not holds:
         return
     first = min(hold.expires_at for hold in holds.values())
@@ -330,7 +279,7 @@ def _told(hold: HoldRecord | None) -> str:
 
 
 def _compare_refunds(report: Report, replay: Replay, snapshot: Snapshot) -> None:
-    found = {_text(order): version for order, version in snapshot.refunds.items()}
+    found = {shown(order): version for order, version in snapshot.refunds.items()}
     expected = {str(order): version for order, version in replay.refunds.items()}
     for order in found | expected:
         version = expected.get(order)
@@ -344,13 +293,3 @@ def _is_number(value: bytes | None) -> bool:
 
 def _number(value: bytes | None) -> int:
     return int(value or 0) if _is_number(value) else 0
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bytes):
-        return value.decode(errors="backslashreplace")
-    if isinstance(value, float):
-        return f"{value:.0f}" if value == int(value) else str(value)
-    return str(value)
