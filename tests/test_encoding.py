@@ -79,6 +79,7 @@ REQUESTS: list[tuple[Request, list[Any]]] = [
     (Confirm(CODE, "r"), [3, TOKEN, "rr"]),
     (Cancel(CODE), [4, TOKEN]),
     (Extend(CODE, 60), [5, TOKEN, 60]),
+    (Extend(CODE), [5, TOKEN, 0]),
     (GetStatus("p"), [6]),
     (Sweep("p"), [7]),
     (Restock("p", 5), [8, 5]),

@@ -56,7 +56,7 @@ operations = st.one_of(
     st.tuples(st.just("reserve"), users),
     st.tuples(st.just("confirm"), newest, request_ids),
     st.tuples(st.just("cancel"), newest),
-    st.tuples(st.just("extend"), newest, seconds),
+    st.tuples(st.just("extend"), newest, st.one_of(st.none(), seconds)),
     st.tuples(st.just("refund"), newest),
     st.tuples(st.just("restock"), quantities),
     st.tuples(st.sampled_from(["status", "sweep", "pause", "resume", "resume", "resume", "status", "close"])),
