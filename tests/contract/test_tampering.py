@@ -149,6 +149,11 @@ GARBAGE: dict[str, tuple[Any, ...]] = {
         )
         for value in ("", "abc", "1x")
     },
+    **{
+        f"{field} {value}": ("HSET", "sale", field, value)
+        for field in ("sold", "held")
+        for value in ("-1", "nan", "inf", STOCK_MAX)
+    },
     "no epoch": ("HDEL", "sale", "epoch"),
     "no version": ("HDEL", "sale", "version"),
     "no sold": ("HDEL", "sale", "sold"),

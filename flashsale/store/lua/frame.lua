@@ -83,14 +83,14 @@ if raw then
   end
   if not begun then
     sold = redis.call('LLEN', KEYS[2])
-    if stock + sold > STOCK_MAX then
-      return defective('its stock is not a number of units')
-    end
     if redis.call('EXISTS', KEYS[5]) == 1 then
       return defective('it has a ledger but no counters')
     end
   end
   stock = math.max(stock, 0)
+  if not (sold >= 0 and held >= 0 and stock + sold + held <= STOCK_MAX) then
+    return defective('its units are too many or too few')
+  end
 elseif begun then
   return defective('its stock is gone')
 end
