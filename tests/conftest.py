@@ -27,7 +27,7 @@ PATIENCE_S = 30.0  # for what is right to come on a busy machine; no promise is 
 
 # The same examples every time: a failure can be repeated, and a busy machine's slowness is not one.
 settings.register_profile("flashsale", deadline=None, derandomize=True, max_examples=100)
-# `pytest --hypothesis-profile deep`: hours of others, for a night.
+# `pytest --hypothesis-profile deep --timeout 0`: others each time and fifty times as many, for a night.
 settings.register_profile("deep", deadline=None, max_examples=5_000, print_blob=True)
 settings.load_profile("flashsale")  # pytest loads the one that its flag names after this
 

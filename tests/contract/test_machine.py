@@ -1,6 +1,6 @@
 """Any sequence of anything: Hypothesis looks for one that MemoryEngine and the script tell differently.
 
-2,000 sequences in a default run; `pytest --hypothesis-profile deep` for 100,000.
+2,000 sequences in a default run; `pytest --hypothesis-profile deep --timeout 0` for 100,000 others.
 """
 
 from collections.abc import Callable
