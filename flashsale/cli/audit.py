@@ -17,9 +17,10 @@ _SHOWN_COUNT = 20
 @json_option
 @store_options
 def audit(config: Config, product_ids: tuple[str, ...], *, repair: bool, as_json: bool) -> None:
-    """Compare every counter and key of products with their ledgers; exit code 1 when something differs.
+    """Compare products with their ledgers.
 
-    The sales may go on meanwhile. Without an ID, all products are audited.
+    Every counter and key is compared, of all products unless IDs are given; the sales may go on meanwhile. The exit
+    code is 1 when something differs.
     """
 
     async def call(admin: Admin) -> bool:

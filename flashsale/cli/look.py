@@ -33,7 +33,7 @@ _STATES = {"not_open": "not open yet"}
 @json_option
 @store_options
 def status(config: Config, product_id: str, *, as_json: bool) -> None:
-    """Show how many units are left, sold and held, and on what terms."""
+    """Show what is left, sold and held, and on what terms."""
     found = with_admin(config, lambda admin: admin.sale(product_id))
     terms = found.terms
     if as_json:

@@ -124,7 +124,7 @@ def restock(config: Config, product_id: str, quantity: int, *, as_json: bool) ->
 @json_option
 @store_options
 def refund(config: Config, order_id: str, *, as_json: bool) -> None:
-    """Return the units of an order to stock; done twice, it is done once."""
+    """Return the units of an order to stock, once."""
     changed = _change(config, Refund(order_id), as_json=as_json)
     if changed:
         done = "was refunded before" if changed.duplicate else "refunded"
