@@ -162,6 +162,8 @@ class Client:
             connect_timeout_s=self._connect_timeout_s,
         )
         self._subscriptions.add(subscription)
+        if self._closed:
+            subscription.close()
         return subscription.events()
 
     async def ping(self, payload: bytes = b"") -> bytes:

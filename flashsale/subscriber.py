@@ -26,7 +26,7 @@ _SILENCE_MAX_S = 15.0
 """After so long without a word the server is asked whether it lives."""
 _READ_SIZE = 64 * 1024
 _EVENT_FIELDS_SIZE_MAX = 4 * 1024  # beside the user id, which a request may be full of
-_NOTHING = ("", 0)  # the epoch and the version of a product that was deleted, or that was never heard of
+_NOTHING = ("", 0)  # the epoch and the version of a product that was never heard of
 _OTHER_EPOCH = "?"  # of none: the server will say that the product was opened anew
 
 
@@ -55,6 +55,7 @@ class Subscription:
         self._writer: asyncio.StreamWriter | None = None
         self._closed = False
         self._begun = False  # it was answered once: from then on it goes on for ever
+        self._deleted = False  # the one product is gone, and that was told
         self._link_count = 0
         self._asked: deque[Subscribe] = deque()  # without an answer yet
         self._seen: dict[str, tuple[str, int]] = {}  # by product: epoch and version up to which everything was told
@@ -86,10 +87,10 @@ class Subscription:
 
     async def _listen(self) -> AsyncIterator[FeedEvent]:
         """Subscribe over a new connection and yield what comes, until it breaks."""
-        if self._closed:
-            raise _TryAgainError
         async with asyncio.timeout(self._timeout_s):
             reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        if self._closed:
+            self._writer.transport.abort()
         frames = FrameReader(PAYLOAD_SIZE_MAX + _EVENT_FIELDS_SIZE_MAX)
         self._link_count += 1
         self._asked.clear()
@@ -102,6 +103,8 @@ class Subscription:
                     event = self._take(message_type, payload, self._writer)
                     if event is not None:
                         yield event
+                    if self._deleted:
+                        raise _TryAgainError("the product is deleted")
                 if frames.oversized is not None:
                     raise ProtocolError("the server sent what is no event")
         finally:
@@ -167,7 +170,7 @@ class Subscription:
     def _take_answer(self, answer: Answer, request: Subscribe) -> FeedEvent | None:
         name = request.product_id
         if isinstance(answer, Subscribed):
-            self._begun = True
+            self._begun, self._deleted = True, False
             if name is not None:
                 self._resuming.discard(name)
                 self._seen.setdefault(name, _first_seen(answer, request))
@@ -178,13 +181,12 @@ class Subscription:
             raise ProtocolError(f"the server answers {answer}")
         if not self._begun:
             raise ProductNotFoundError(name)
-        told_before = self._seen.pop(name) != _NOTHING
         self._resuming.discard(name)
+        known = self._seen.pop(name) != _NOTHING
         if self._product_id is not None:
             self._seen[name] = _NOTHING  # wait until it is opened again, and miss nothing of that
-            if not told_before:
-                raise _TryAgainError("the product is deleted")
-        return FeedEvent(event=Mark.RESET, product_id=name) if told_before else None
+            known, self._deleted = not self._deleted, True
+        return FeedEvent(event=Mark.RESET, product_id=name) if known else None
 
 
 def _first_seen(answer: Subscribed, request: Subscribe) -> tuple[str, int]:
