@@ -278,6 +278,7 @@ BUILDS = {
 }
 
 
+@pytest.mark.timeout(120)
 async def test_every_bad_build_is_caught(store_url: str) -> None:
     histories = await record(store_url, BUILDS.values())
     missed = {}
