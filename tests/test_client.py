@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import uvloop
 from msgspec import structs
 
 from flashsale import Busy, Cancelled, Client, Failed, Held, Mismatch, ProductStatus, SoldOut, Success
@@ -165,6 +166,18 @@ async def test_a_server_that_is_full_says_so(start_server: StartServer, open_sal
         assert await inside.status(product_id) == ProductStatus(4, 1, version=2)
         with pytest.raises((ConnectionLostError, ProtocolError)):  # and never some payload that was not sent
             await outside.ping(b"payload")
+
+
+def test_it_runs_on_uvloop_too(server: ServerProcess, open_sale: Callable[[int], str]) -> None:
+    product_id = open_sale(2)
+
+    async def main() -> list[object]:
+        async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
+            bought = await client.purchase(product_id, "a")
+            events = client.subscribe(product_id, 0)
+            return [left(bought), (await anext(events)).event, (await anext(events)).event]
+
+    assert uvloop.run(main()) == [1, "opened", "sold"]
 
 
 # Time-outs
