@@ -504,6 +504,34 @@ async def test_a_repair_during_a_sale_is_made_of_what_is_true_at_that_moment_or_
     assert (await admin.repair(product_id))[1].ok
 
 
+async def test_a_repair_of_what_has_changed_since_is_not_written(
+    admin: Admin, engine: RedisEngine, product_id: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await admin.init(product_id, 100)
+    await redis_client.set(f"product:{product_id}:stock", 50)
+    look = audit_module.Audit.look
+    sales = 0
+
+    async def look_and_sell(audit: audit_module.Audit) -> Report:
+        nonlocal sales
+        report = await look(audit)
+        if sales < sales_max:
+            sales += 1
+            await decide(engine, product_id, Purchase(product_id, "u"))
+        return report
+
+    monkeypatch.setattr(audit_module.Audit, "look", look_and_sell)
+    sales_max = 10
+    with pytest.raises(RefusedError, match="changed each of 10 times it was looked at: pause it, then repair it"):
+        await admin.repair(product_id)
+    assert await redis_client.get(f"product:{product_id}:stock") == "40"
+    sales_max = 15
+    before, after = await admin.repair(product_id)
+    assert differences(before)["stock"] == ("35", "85")
+    assert after.ok
+    assert (after.remaining, after.sold) == (85, 15)
+
+
 async def test_a_sale_that_is_opened_anew_all_the_time_is_not_audited(
     admin: Admin, sale: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
