@@ -108,7 +108,7 @@ class Twins:
         self._store = store
         self._scripts = [on_test_clock(script) for script in (decide, scripts.INIT)]
         now_s = int(store.do("TIME")[0])
-        self._now_ms = (now_s + 3600) * 1000 + 7  # not before the real one: what expires must not
+        self._now_ms = (now_s + 3600) * 1000  # not before the real one: what expires must not
         self._mint = tokens().__next__
         mint = tokens().__next__
         self.sessions = {"one": MemoryEngine(mint), "two": MemoryEngine(mint)}
