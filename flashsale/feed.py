@@ -29,6 +29,8 @@ _WAIT_S = 0.25
 _CHECK_S = 1.0
 """How often products are looked for that are new, deleted or opened anew."""
 _RETRY_PAUSE_S = 0.2
+_SERVED_TOGETHER_COUNT = 512
+"""Changes after which subscribers are served before more are made into frames."""
 _SLICE_COUNT = 256
 """Subscribers served before the buyers of this worker have a turn."""
 
@@ -280,16 +282,20 @@ class Feed:
             tail.renew(page.epoch)  # what was read may be of either; it is read again
             return
         self._tails.move_to_end(page.product_id)
+        served = known.version
         for changes in page.batches:
             known.extend(changes, page.order_times)
-            await self._serve_all(tail.cursors)
-            if tail.window is not known:
-                return
-            self._subscriptions.trim(tail)
+            if known.version - served >= _SERVED_TOGETHER_COUNT:
+                served = known.version
+                await self._serve_all(tail.cursors)
+                if tail.window is not known:
+                    return
+                self._subscriptions.trim(tail)
         if page.complete and known.version < page.version:
             known.skip_to(page.version)
-            await self._serve_all(tail.cursors)
         tail.position = max(page.position, known.version)
+        await self._serve_all(tail.cursors)
+        self._subscriptions.trim(tail)
 
     async def _serve_all(self, cursors: Iterable[Cursor]) -> None:
         for number, cursor in enumerate(list(cursors), start=1):

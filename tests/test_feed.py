@@ -199,7 +199,9 @@ MakeFeed = Callable[..., Feed]
 
 @pytest.fixture
 async def make_feed(books: Books, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeFeed]:
-    for name, value in {"_WAIT_S": 0.002, "_CHECK_S": 0.01, "_RETRY_PAUSE_S": 0.002}.items():
+    hasty = {"_WAIT_S": 0.002, "_CHECK_S": 0.01, "_RETRY_PAUSE_S": 0.002}
+    small = {"_SLICE_COUNT": 4, "_SERVED_TOGETHER_COUNT": 3}
+    for name, value in (hasty | small).items():
         monkeypatch.setattr(feed_module, name, value)
     feeds = []
 
@@ -407,6 +409,55 @@ async def test_a_product_that_cannot_be_read_is_new_once_it_can(feed: Feed, book
 
 
 # Answers other than that
+
+
+async def test_a_sale_that_ends_while_it_is_asked_about_is_asked_about_again(
+    feed: Feed, books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, other = Listener(feed), Listener(feed)
+    await it.subscribe("p")
+    good = MemoryLedger.standings
+    opened_anew = False
+
+    async def slow(self: MemoryLedger, product_ids: Sequence[str]) -> list[Standing | None]:
+        nonlocal opened_anew
+        found = await good(self, product_ids)
+        if self is feed._reading and not opened_anew:
+            opened_anew = True
+            books.delete("p")
+            books.open("p", "e2")
+            await until(lambda: len(it.events) == 2)
+        return found
+
+    monkeypatch.setattr(MemoryLedger, "standings", slow)
+    assert await other.subscribe("p") == Subscribed(product_id="p", version=1, epoch="e2")
+    books.sell("p")
+    await until(lambda: other.heard() == [("sold", 2)])
+    assert it.heard() == [("reset", 0), ("opened", 1), ("sold", 2)]
+
+
+async def test_a_page_of_a_sale_that_was_opened_anew_is_not_told(
+    make_feed: MakeFeed, books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = make_feed()
+    books.sell("p", 3)
+    good = MemoryLedger.page
+    opened_anew = False
+
+    async def slow(self: MemoryLedger, product_id: str, after_version: int) -> Page | None:
+        nonlocal opened_anew
+        if not opened_anew:
+            opened_anew = True
+            books.delete("p")
+            books.open("p", "e2")
+            books.sell("p", 9)
+        return await good(self, product_id, after_version)
+
+    monkeypatch.setattr(MemoryLedger, "page", slow)
+    it = Listener(feed)
+    await it.subscribe("p", 2)
+    await until(lambda: it.heard()[-1:] == [("sold", 10)])
+    assert it.heard() == [("reset", 0), ("opened", 1), *sold(2, 10)]
 
 
 async def test_no_such_product(feed: Feed) -> None:

@@ -22,7 +22,7 @@ from flashsale.store.encoding import decode_message
 
 ANSWER_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 1.0
-MESSAGE_COUNT_MAX = 16
+MESSAGE_COUNT_MAX = 32
 """Messages in a page. Each holds the changes of one batch, at most some thousands."""
 ORDER_COUNT_MAX = 64
 """Refunded orders of a page that are looked up; the others are told without their ids."""
