@@ -1,5 +1,6 @@
 """Any sequence of anything: Hypothesis looks for one that MemoryEngine and the script tell differently.
 
+The bounds of a batch are small here, so that a few requests reach them.
 2,000 sequences in a default run; `pytest --hypothesis-profile deep --timeout 0` for 100,000 others.
 """
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from flashsale import engine
 from flashsale.domain import (
     Ambiguous,
     Batch,
@@ -33,12 +35,19 @@ from flashsale.domain import (
     Terms,
     make_code,
     make_order_id,
+    token_of,
 )
+from flashsale.store import scripts
 
 SEQUENCE_COUNT = 20 * settings.default.max_examples  # a sequence here is cheap
 ROUND_COUNT_MAX = 5_000  # in one run of Hypothesis, which remembers them all
 STEP_COUNT = 20
 DAY_S = 86_400
+
+BOUNDS = {
+    "local SWEEP_COUNT_MAX, LAZY_COUNT_MAX = 512, 4096": "local SWEEP_COUNT_MAX, LAZY_COUNT_MAX = 2, 3",
+    "local CHUNK = 1000": "local CHUNK = 4",
+}
 
 products = st.sampled_from(["p", "p", "by-hand"])
 users = st.sampled_from("abc")
@@ -114,13 +123,19 @@ class Sale(RuleBasedStateMachine):
         outcome = self.twins.send(batch, session)
         for answer in outcome:
             if isinstance(answer, Held):
-                self.tokens[product].append(answer.code.partition(".")[0])
+                self.tokens[product].append(token_of(answer.code))
             elif isinstance(answer, Success):
                 self.orders[product].append(answer.order_id)
 
     @rule(user=users, count=st.integers(1, 12))
     def crowd(self, user: str, count: int) -> None:
         self.twins.decide("p", *[Purchase("p", user)] * count)
+
+    @rule(product=products, user=users, count=st.integers(2, 7), seconds=seconds)
+    def hold_many(self, product: str, user: str, count: int, seconds: int) -> None:
+        for answer in self.twins.decide(product, *[Reserve(product, user, hold_seconds=seconds)] * count):
+            if isinstance(answer, Held):
+                self.tokens[product].append(token_of(answer.code))
 
     @precondition(lambda self: self.sent)
     @rule(which=st.integers(0, 9), age=st.integers(0, 2), fenced=st.booleans())
@@ -210,9 +225,18 @@ def pick(things: list[Any], which: int) -> Any:
 
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("start", range(0, SEQUENCE_COUNT, ROUND_COUNT_MAX))
-def test_no_sequence_of_operations_tells_the_engines_apart(make_twins: Callable[[], Any], start: int) -> None:
+def test_no_sequence_of_operations_tells_the_engines_apart(
+    make_twins: Callable[..., Any], start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SWEEP_COUNT_MAX", 2)
+    monkeypatch.setattr(engine, "LAZY_COUNT_MAX", 3)
+    source = scripts.DECIDE.source.decode()
+    for bound, small in BOUNDS.items():
+        assert source.count(bound) == 1
+        source = source.replace(bound, small)
+    script = scripts.make_script(source.encode())
     run_state_machine_as_test(
-        lambda: Sale(make_twins),
+        lambda: Sale(lambda: make_twins(script)),
         settings=settings(
             max_examples=min(ROUND_COUNT_MAX, SEQUENCE_COUNT - start),
             stateful_step_count=STEP_COUNT,
