@@ -255,6 +255,7 @@ OF_HOLDS: dict[str, tuple[Drift, set[str]]] = {
     "a hold that cannot be read": (spoil_hold, {"hold TOKEN", "hold of version 20"}),
     "a hold of more units": (lambda r, p: change_hold(r, p, quantity=3), {"hold of version 20"}),
     "a hold of another user": (lambda r, p: change_hold(r, p, user_id="x"), {"hold of version 20"}),
+    "a hold that began before": (lambda r, p: change_hold(r, p, created_at=5), {"hold of version 20"}),
     "a hold for longer": (lambda r, p: change_hold(r, p, expires_at=2**40), {"hold of version 20"}),
     "a hold that is none": (
         lambda r, p: change_hold(r, p, version=19),

@@ -110,7 +110,7 @@ class Replay:
                     change.item_id,
                     change.request_id,
                     change.version,
-                    change.at_ms // 1000,
+                    -(-change.at_ms // 1000),
                     change.expires_at,
                 )
             case Kind.EXTENDED:
