@@ -127,6 +127,8 @@ class Feed:
             await self._to_read.wait()
             self._to_read.clear()
             await self._survive(self._read_all())
+            if self._asked or self._behind:  # it ended early
+                self._to_read.set()
 
     async def _read_all(self) -> None:
         while self._asked or self._behind:
@@ -146,6 +148,7 @@ class Feed:
             known = self._known(names)
             standings = dict(zip(names, await self._reading.standings(names), strict=True))
         except BaseException:
+            self._asked, asked = [], asked + self._asked  # the others would only wait as long for the same
             self._refuse(asked)
             raise
         if self._known(names) != known:
@@ -188,20 +191,18 @@ class Feed:
         known, base = tail.window, min(cursor.version for cursor in tail.lagging)
         try:
             page = await self._reading.page(tail.product_id, base)
+            window = Window(tail.product_id, known.epoch, base) if page is None else await self._encode(page, base)
         except BaseException:
             self._rest(tail, _RETRY_PAUSE_S)
             raise
-        if page is None:
-            self._rest(tail, _CHECK_S)
-            return
-        if tail.window is known and page.epoch != known.epoch:
-            tail.renew(page.epoch)
-        window = await self._encode(page, base)
         if tail.window is known:
-            if window.version == base:  # the ledger is shorter than it was: the check finds out
+            if window.epoch != known.epoch:
+                tail.renew(window.epoch)
+            elif window.version == base:  # it cannot be read, or is shorter than it was: the check finds out
                 self._rest(tail, _CHECK_S)
                 return
-            self._subscriptions.keep_page(tail, window)
+            else:
+                self._subscriptions.keep_page(tail, window)
         await self._serve_all(self._subscriptions.take_lagging(tail))
 
     async def _encode(self, page: Page, base: int) -> Window:

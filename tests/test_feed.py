@@ -480,6 +480,27 @@ async def test_a_store_that_is_away_is_unavailable_and_missed_by_nobody(feed: Fe
     assert isinstance(await late.subscribe("p"), Subscribed)
 
 
+async def test_a_crowd_that_asks_a_store_that_is_away_is_answered_at_once(feed: Feed, books: Books) -> None:
+    books.away = True
+    crowd = [Listener(feed) for _ in range(50)]
+    for it in crowd:
+        feed.subscribe(Subscribe("p"), it, 0)
+    await until(lambda: all(it.answers == [NOT_EXECUTED] for it in crowd))
+
+
+async def test_a_page_that_could_not_be_read_is_read_again(feed: Feed, books: Books) -> None:
+    books.sell("p", 3)
+    it = Listener(feed)
+    it.held_back.add(0)
+    await it.subscribe("p", 0)
+    books.away = True
+    it.held_back.clear()
+    it.flush()
+    await asyncio.sleep(0.02)
+    books.away = False
+    await until(lambda: it.heard() == [("opened", 1), *sold(2, 4)])
+
+
 async def test_beyond_a_bound_it_is_busy(make_feed: MakeFeed, books: Books) -> None:
     for name in ("q", "r", "s"):
         books.open(name, "e")

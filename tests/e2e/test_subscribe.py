@@ -345,7 +345,7 @@ def test_slow_subscribers_are_told_why_they_are_dropped_and_cost_nothing(
             it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
             it.connect(("127.0.0.1", server.port))
             it.settimeout(PATIENCE_S)
-            it.sendall(wire.frame(SUBSCRIBE, {"product_id": sale}))
+            it.sendall(wire.frame(SUBSCRIBE, {"product_id": sale, "after_version": 0}))
             slow.append(it)
         before = memory_of(server.pid)
         heard: list[Any] = []
