@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from msgspec import structs
 
 from flashsale import engine
 from flashsale.domain import (
@@ -35,6 +36,7 @@ from flashsale.domain import (
     Terms,
     make_code,
     make_order_id,
+    parse_order_id,
     token_of,
 )
 from flashsale.store import scripts
@@ -60,6 +62,7 @@ newest = st.integers(-2, 4)  # which of the newest; a negative one is only just 
 operations = st.one_of(
     st.tuples(st.just("purchase"), users),
     st.tuples(st.just("again"), newest),
+    st.tuples(st.just("again"), newest, st.sampled_from(["user_id", "quantity", "item_id", "hold_seconds"])),
     st.tuples(st.just("purchase"), users, quantities, request_ids, items),
     st.tuples(st.just("reserve"), users, quantities, request_ids, items, st.one_of(st.none(), seconds)),
     st.tuples(st.just("reserve"), users),
@@ -67,7 +70,7 @@ operations = st.one_of(
     st.tuples(st.just("cancel"), newest),
     st.tuples(st.just("extend"), newest, st.one_of(st.none(), seconds)),
     st.tuples(st.just("refund"), newest),
-    st.tuples(st.just("restock"), quantities),
+    st.tuples(st.just("restock"), st.sampled_from([1, 2, 7, 10**7, 10**14])),
     st.tuples(st.sampled_from(["status", "sweep", "pause", "resume", "resume", "resume", "status", "close"])),
 )
 terms = st.builds(
@@ -186,8 +189,8 @@ class Sale(RuleBasedStateMachine):
 
     def make_request(self, product: str, kind: str, *details: Any) -> Request:
         match kind, *details:
-            case "again", which:
-                return pick(self.named[product], which) or GetStatus(product)
+            case "again", which, *field:
+                return self.repeated(product, which, *field)
             case "purchase", *_:
                 return Purchase(product, *details)
             case "reserve", *_:
@@ -205,6 +208,13 @@ class Sale(RuleBasedStateMachine):
         kinds = {"status": GetStatus, "sweep": Sweep, "pause": Pause, "resume": Resume, "close": Close}
         return kinds[kind](product)
 
+    def repeated(self, product: str, which: int, field: str = "") -> Request:
+        """A request that was asked before, but for one field if one is named."""
+        request = pick(self.named[product], which) or GetStatus(product)
+        if isinstance(request, Purchase | Reserve) and field in request.__struct_fields__:
+            return structs.replace(request, **{field: "b" if field == "user_id" else 2})
+        return request
+
     def code(self, product: str, which: int) -> str:
         """One of the newest codes; a negative number is one that this batch may give out."""
         if which < 0:
@@ -215,7 +225,10 @@ class Sale(RuleBasedStateMachine):
         if which < 0:
             version, epoch = self.twins.version(product)
             return make_order_id(OrderRef(product, epoch, version - which, self.twins.now_ms))
-        return pick(self.orders[product], which) or f"00000000000-0000000000--{product}"
+        order = parse_order_id(pick(self.orders[product], which) or "")
+        if order is None:
+            return f"00000000000-0000000000--{product}"
+        return make_order_id(structs.replace(order, at_ms=order.at_ms + (which == 4)))
 
 
 def pick(things: list[Any], which: int) -> Any:
