@@ -225,6 +225,7 @@ class _Decision:
         self._stock_before = product.stock
         self._now_ms = now_ms
         self._now_s = now_ms // 1000
+        self._from_s = -(-now_ms // 1000)  # holds count whole seconds from the next one: never less than asked for
         self._tokens = tokens
         self._lazy_count = LAZY_COUNT_MAX
         due = self._due()[:SWEEP_COUNT_MAX]  # every batch begins by returning expired holds to stock
@@ -289,7 +290,7 @@ class _Decision:
             product.users[user_id] = product.users.get(user_id, 0) + quantity
         if isinstance(request, Purchase):
             return self._sell(Kind.SOLD, user_id, quantity, item_id, request_id)
-        expires_at = self._now_s + min(request.hold_seconds or product.terms.hold_s, product.terms.hold_s)
+        expires_at = self._from_s + min(request.hold_seconds or product.terms.hold_s, product.terms.hold_s)
         change = self._write(
             Kind.HELD,
             user_id=user_id,
@@ -300,7 +301,7 @@ class _Decision:
         )
         product.held += quantity
         product.holds[token] = _Hold(
-            token, user_id, quantity, item_id, request_id, change.version, self._now_s, expires_at
+            token, user_id, quantity, item_id, request_id, change.version, self._from_s, expires_at
         )
         code = make_code(token, product.product_id)
         return Held(code, expires_at, product.stock, change.version, item_id=item_id or None)
@@ -374,7 +375,7 @@ class _Decision:
             return Failed(ALREADY_CONFIRMED) if isinstance(hold, Success) else hold
         product = self._product
         latest = hold.created_at + max(product.terms.hold_total_s, product.terms.hold_s)
-        expires_at = min(self._now_s + (request.hold_seconds or product.terms.hold_s), latest)
+        expires_at = min(self._from_s + (request.hold_seconds or product.terms.hold_s), latest)
         if expires_at > hold.expires_at:
             hold.expires_at = expires_at
             self._write(

@@ -369,6 +369,17 @@ def test_time_of_a_hold_is_bounded_by_the_terms(sale: Sale) -> None:
     assert sale.kinds[4:] == ["extended", "extended", "expired", "expired", "expired"]
 
 
+@pytest.mark.parametrize("part_s", [0.001, 0.5, 0.999])
+def test_a_hold_within_a_second_lasts_no_shorter_than_was_asked_for(sale: Sale, part_s: float) -> None:
+    sale.open(2, hold_s=60, hold_total_s=100)
+    now_s = sale.twins.now_s
+    sale.twins.wait(part_s)
+    held = sale.reserve(hold_seconds=10)
+    assert held.expires_at == now_s + 1 + 10
+    assert sale.ask(Extend(held.code, 20)).expires_at == now_s + 1 + 20
+    assert sale.ask(Extend(held.code, 2_000)).expires_at == now_s + 1 + 100
+
+
 def test_time_of_a_hold_in_all_is_never_less_than_of_one(sale: Sale) -> None:
     sale.open(1, hold_s=60, hold_total_s=0)
     held = sale.reserve()

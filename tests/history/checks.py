@@ -51,7 +51,7 @@ from flashsale.domain import (
     token_of,
 )
 from tests.history.evidence import CLOCK_SLACK_MS, MAKES, Evidence, is_duplicate, version_of
-from tests.history.fold import show
+from tests.history.fold import begins_at, show
 from tests.history.record import Call, History
 
 SENTENCES_MAX = 5  # of each check: one cause breaks much
@@ -129,7 +129,7 @@ def keys_are_what_the_ledger_says(evidence: Evidence) -> Iterator[str]:
     holds = [
         [
             *(hold.held.user_id, hold.held.quantity, hold.held.item_id, hold.held.request_id, hold.version),
-            *(hold.held.at_ms // 1_000, hold.deadline.last),
+            *(begins_at(hold.held.at_ms), hold.deadline.last),
         ]
         for hold in live
     ]
@@ -294,11 +294,11 @@ def extensions_are_given(evidence: Evidence) -> Iterator[str]:
             yield f"there was no such hold: {tell(call)}"
             continue
         deadline = hold.deadline.at(version)
-        now_s = int(evidence.fold.time_ms(version)) // 1_000
+        from_s = begins_at(int(evidence.fold.time_ms(version)))
         told = (call.answer.expires_at, call.answer.remaining_stock, call.answer.item_id or 0)
         if told != (deadline, evidence.fold.states.remaining.at(version), hold.held.item_id):
             yield f"it lasts until {deadline}: {tell(call)}"
-        elif deadline < evidence.deadline(hold_version, now_s, call.request.hold_seconds):
+        elif deadline < evidence.deadline(hold_version, from_s, call.request.hold_seconds or evidence.terms.hold_s):
             yield f"it was not extended: {tell(call)}"
 
 

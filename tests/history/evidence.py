@@ -29,7 +29,7 @@ from flashsale.domain import (
     make_order_id,
     parse_order_id,
 )
-from tests.history.fold import Fold
+from tests.history.fold import Fold, begins_at
 from tests.history.record import Call, History
 
 CLOCK_SLACK_MS = 10.0
@@ -118,7 +118,7 @@ class Evidence:
                 if isinstance(request, Purchase):
                     return True
                 hold_s = self.terms.hold_s
-                return change.expires_at == change.at_ms // 1_000 + min(request.hold_seconds or hold_s, hold_s)
+                return change.expires_at == begins_at(change.at_ms) + min(request.hold_seconds or hold_s, hold_s)
             case Confirm(code, request_id):
                 hold = self.fold.holds.get(change.ref)
                 if hold is None or self.hold_of.get(code) != change.ref:
@@ -128,7 +128,7 @@ class Evidence:
                 return self.hold_of.get(code) == change.ref
             case Extend(code, hold_seconds):
                 return self.hold_of.get(code) == change.ref and change.expires_at == self.deadline(
-                    change.ref, change.at_ms // 1_000, hold_seconds
+                    change.ref, begins_at(change.at_ms), hold_seconds or self.terms.hold_s
                 )
             case Restock(_, quantity):
                 return quantity == change.quantity
@@ -137,13 +137,13 @@ class Evidence:
                 return order is not None and order.version == change.ref
         return True
 
-    def deadline(self, hold_version: int, now_s: int, hold_seconds: int) -> int:
+    def deadline(self, hold_version: int, from_s: int, hold_seconds: int) -> int:
         """Return until when a hold lasts that is extended now by so much."""
         hold = self.fold.holds.get(hold_version)
         if hold is None:
             return 0
-        latest = hold.held.at_ms // 1_000 + max(self.terms.hold_total_s, self.terms.hold_s)
-        return min(now_s + hold_seconds, latest)
+        latest = begins_at(hold.held.at_ms) + max(self.terms.hold_total_s, self.terms.hold_s)
+        return min(from_s + hold_seconds, latest)
 
     def answer_to(self, change: Change, told: Answer) -> Answer:
         """Return what whoever made this change must be told; of a hold, the code is taken from what he was told."""

@@ -251,7 +251,7 @@ class Fold:
 
     def _hold(self, change: Change) -> None:
         self._held += change.quantity
-        seconds = change.expires_at - change.at_ms // 1_000
+        seconds = change.expires_at - begins_at(change.at_ms)
         if not 1 <= seconds <= self._terms.hold_s:
             self._breaks("holds", change, f"held for {seconds} of at most {self._terms.hold_s} seconds")
         self.holds[change.version] = Hold(change, Track(change.expires_at))
@@ -261,7 +261,7 @@ class Fold:
         hold = self._live_hold(change)
         if hold is None:
             return
-        latest = hold.held.at_ms // 1_000 + max(self._terms.hold_total_s, self._terms.hold_s)
+        latest = begins_at(hold.held.at_ms) + max(self._terms.hold_total_s, self._terms.hold_s)
         if not hold.deadline.last < change.expires_at <= latest:
             self._breaks("holds", change, f"extended from {hold.deadline.last}, at most to {latest}")
         if change.at_ms >= hold.deadline.last * 1_000:
@@ -347,3 +347,8 @@ def _details(change: Change) -> list[tuple[str, object]]:
         ("left", change.remaining),
         ("at", change.at_ms),
     ]
+
+
+def begins_at(at_ms: int) -> int:
+    """Return the second from which a hold of that moment counts: the next whole one."""
+    return -(-at_ms // 1_000)

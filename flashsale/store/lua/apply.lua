@@ -4,7 +4,7 @@ if defect then
   return defective(defect)
 end
 
-local hold_values, deadline_values, ended = {}, {}, {}
+local hold_values, deadline_values, ended, given_up = {}, {}, {}, {}
 for token in pairs(holds_touched) do
   local hold = holds[token]
   if hold then
@@ -13,6 +13,9 @@ for token in pairs(holds_touched) do
     due = due == 0 and hold[7] or math.min(due, hold[7])
   else
     ended[#ended + 1] = token
+    if holds_touched[token] ~= PASSED then
+      given_up[#given_up + 1] = token
+    end
   end
 end
 
@@ -30,8 +33,8 @@ end
 
 if #changes == 0 then
   write_due()
-  if #ended > 0 then
-    pcall(call_many, ended, 'ZREM', KEYS[8]) -- deadlines of nothing
+  if passed > 0 then
+    redis.pcall('ZREMRANGEBYRANK', KEYS[8], 0, passed - 1) -- deadlines of nothing
   end
   reply[4] = epoch or ''
   return settle(reply)
@@ -58,7 +61,7 @@ local function check()
   end
   return may('XADD', KEYS[5], '1-0', 'at', '') and may('HSET', KEYS[3], session, '') and may('HDEL', KEYS[7], '')
     and may('SET', KEYS[1], '1') and may('LPUSH', KEYS[2], '') and may('LREM', KEYS[2], '1', '')
-    and may('ZADD', KEYS[8], '1', '') and may('ZREM', KEYS[8], '') and may('BITFIELD', KEYS[9], 'SET', 'u1', '0', '1')
+    and may('ZADD', KEYS[8], '1', '') and may('ZREM', KEYS[8], '') and may('ZREMRANGEBYRANK', KEYS[8], '0', '0') and may('BITFIELD', KEYS[9], 'SET', 'u1', '0', '1')
     and may('RENAME', KEYS[10], KEYS[11]) and may('EXPIREAT', KEYS[10], '1')
 end
 if not check() then
@@ -105,10 +108,13 @@ end
 call_many(counted, 'HSET', KEYS[6])
 call_many(gone, 'HDEL', KEYS[6])
 
+if passed > 0 then
+  redis.call('ZREMRANGEBYRANK', KEYS[8], 0, passed - 1) -- before any other change of the ranks
+end
 call_many(hold_values, 'HSET', KEYS[7])
 call_many(deadline_values, 'ZADD', KEYS[8])
 call_many(ended, 'HDEL', KEYS[7])
-call_many(ended, 'ZREM', KEYS[8])
+call_many(given_up, 'ZREM', KEYS[8])
 
 local bits = {}
 for item in pairs(taken_touched) do

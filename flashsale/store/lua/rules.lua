@@ -48,6 +48,7 @@ end
 -- What is known of the keys: read once, changed here, written at the end.
 
 local users, users_touched = {}, {} -- user -> units bought and held
+local from_s = math.ceil(now_ms / 1000) -- holds count whole seconds, and from the next one: never less than was asked for
 local holds, holds_touched = {}, {} -- token -> {user, quantity, item, request id, version, created at, expires at}
 local kept, kept_values = {}, {} -- 'r' + request id or 'h' + token -> row, then what was asked for
 local taken, taken_touched = {}, {} -- item -> whether it is sold or held
@@ -79,7 +80,7 @@ end
 local function change(kind, user, quantity, item, request_id, ref, expires_at)
   version = version + 1
   -- string.format costs a third of cjson.encode, which the kinds and numbers do not need
-  if item == 0 and request_id == '' and ref == 0 and expires_at == 0 then
+  if request_id == '' and ref == 0 and item == 0 and expires_at == 0 then
     changes[#changes + 1] = string.format('["%s",%d,%s,%d]', kind, stock, cjson.encode(user), quantity)
   else
     changes[#changes + 1] = string.format('["%s",%d,%s,%d,%d,%s,%d,%d]', kind, stock, cjson.encode(user), quantity,
@@ -240,6 +241,7 @@ end
 
 -- The tokens of the holds that are due, the oldest first, each once; nil at the end.
 local page, page_index, page_offset = {}, 0, 0
+local passed = 0 -- by next_token(): they are the first of the deadlines, and go all at once
 local function next_token()
   page_index = page_index + 1
   if page_index > #page then
@@ -254,8 +256,11 @@ local function next_token()
       load(KEYS[6], names, users, as_units)
     end
   end
+  passed = page[page_index] and passed + 1 or passed
   return page[page_index]
 end
+
+local PASSED = 'passed' -- what touched a hold: its deadline goes with those that were passed
 
 -- Returns up to so many expired holds to stock, or until so many units are there.
 local function sweep(count_max, units)
@@ -267,10 +272,11 @@ local function sweep(count_max, units)
       due = tonumber(ahead[2] or 0)
     elseif holds[token] then
       expire(token, holds[token])
+      holds_touched[token] = PASSED
       swept = swept + 1
-    elseif not holds_touched[token] then -- else it has ended in this batch
-      holds_touched[token] = true -- a deadline of nothing
-      swept = swept + 1
+    else
+      swept = swept + (holds_touched[token] and 0 or 1) -- one that has ended in this batch, or a deadline of nothing
+      holds_touched[token] = PASSED
     end
   end
   return swept
@@ -353,10 +359,10 @@ local function take(request)
     end
     answer = sell(user, quantity, item)
   else
-    local expires_at = now_s + (request[7] == 0 and hold_s or math.min(request[7], hold_s))
+    local expires_at = from_s + (request[7] == 0 and hold_s or math.min(request[7], hold_s))
     change('held', user, quantity, item, string.sub(id, 2), 0, expires_at)
     held = held + quantity
-    set_hold(request[8], {user, quantity, item, string.sub(id, 2), version, now_s, expires_at})
+    set_hold(request[8], {user, quantity, item, string.sub(id, 2), version, from_s, expires_at})
     answer = row(HELD, request[8], expires_at, stock, version, item)
   end
   if id ~= '' then
@@ -431,7 +437,7 @@ local function extend(request)
     return tell(ended)
   end
   local seconds = request[3] == 0 and hold_s or request[3]
-  local expires_at = math.min(now_s + seconds, hold[6] + math.max(hold_total_s, hold_s))
+  local expires_at = math.min(from_s + seconds, hold[6] + math.max(hold_total_s, hold_s))
   if expires_at > hold[7] then
     hold[7] = expires_at
     set_hold(token, hold)
