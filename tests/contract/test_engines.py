@@ -786,7 +786,18 @@ ANY_WRITE = ["xadd", "hset", "lpush"]
     [(Purchase, command) for command in [*ANY_WRITE, "decrby"]]
     + [
         (Reserve, command)
-        for command in [*ANY_WRITE, "set", "lrem", "hdel", "zadd", "zrem", "bitfield", "rename", "expireat"]
+        for command in [
+            *ANY_WRITE,
+            "set",
+            "lrem",
+            "hdel",
+            "zadd",
+            "zrem",
+            "zremrangebyrank",
+            "bitfield",
+            "rename",
+            "expireat",
+        ]
     ],
 )
 async def test_user_who_may_not_write_sells_nothing(

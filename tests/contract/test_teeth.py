@@ -98,6 +98,12 @@ VARIANTS = {
     ),
     "an expired hold does not tell": ("  keep('h' .. token, bare(EXPIRED))\n", ""),
     "a hold lasts as long as the buyer says": ("math.min(request[7], hold_s)", "request[7]"),
+    "a hold is shorter than was asked for": ("math.ceil(now_ms / 1000)", "now_s"),
+    "deadlines that have passed stay": ("  redis.call('ZREMRANGEBYRANK', KEYS[8], 0, passed - 1)", ""),
+    "deadlines yet to come go too": (
+        "  redis.call('ZREMRANGEBYRANK', KEYS[8], 0, passed - 1)",
+        "redis.call('DEL', KEYS[8])",
+    ),
     "a hold is extended without end": ("hold[6] + math.max(hold_total_s, hold_s)", "math.huge"),
     "a hold is cut short": ("  if expires_at > hold[7] then\n", "  if expires_at ~= hold[7] then\n"),
     "an expired hold waits for the sweeper": ("more_due = due > 0 and", "more_due = false and"),
@@ -216,6 +222,11 @@ def tell(twins: Any) -> None:
     decide(Refund(sold.order_id), Purchase("p", "a"), Purchase("p", "a"))
 
     # holds
+    twins.create("p", 9, Terms(hold_s=10, hold_total_s=15))
+    twins.wait(0.5)
+    decide(Reserve("p", "a", hold_seconds=5), Reserve("p", "b", hold_seconds=10))
+    twins.wait(6.5)
+    buy("z")
     twins.create("p", 9, Terms(hold_s=10, hold_total_s=15))
     confirmed, cancelled, extended, expired = reserve("a", "b", "c", "d", quantity=2)
     decide(
