@@ -7,6 +7,7 @@ returns some of them.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -209,7 +210,7 @@ class _Planter:
         for first in range(0, count, _BATCH_COUNT):
             if clock.now() % 1 > _SECOND_END:
                 await clock.sleep_until(int(clock.now()) + 1.01)
-            hold_seconds = deadline - int(clock.now())
+            hold_seconds = deadline - math.ceil(clock.now())
             if hold_seconds < 1:
                 raise _SpoiltError
             last = min(first + _BATCH_COUNT, count)

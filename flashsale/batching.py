@@ -57,8 +57,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Requests waiting for their turn; 100,000 buyers at once is the job."""
     queue_size_max: int = 64 * 1024 * 1024
     """Characters in the ids of the requests that wait: bounds memory when ids are long."""
-    batch_count_max: int = 2_048
-    """Requests of one product in one round trip: bounds how long one script call blocks the store."""
+    batch_count_max: int = 512
+    """Requests of one product in one round trip: bounds how long one script call blocks the store, and lets the server
+    answer one batch while the store decides the next."""
     batch_size_max: int = 1024 * 1024
     """Characters in their ids, for the same reason; a single request may have more."""
     round_count_max: int = 64

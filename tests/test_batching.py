@@ -337,7 +337,7 @@ async def test_default_bound_takes_a_hundred_thousand_buyers() -> None:
     answers = await sale.end()
     assert answers[99_999] == Success(0)
     assert answers[100_000] == SoldOut()
-    assert all(len(batch.requests) <= 2048 for batches in sale.engine.rounds for batch in batches)
+    assert all(len(batch.requests) <= 512 for batches in sale.engine.rounds for batch in batches)
 
 
 # A store that fails for a moment

@@ -559,7 +559,9 @@ def match_answer(documented: str, told: str, known: dict[str, str], now: float) 
     match = re.fullmatch(pattern, told)
     assert match, (documented, told)
     known |= match.groupdict()
-    for moment, seconds in zip([group for group in match.groups() if re.fullmatch(r"\d{10}", group)], moments, strict=True):
+    for moment, seconds in zip(
+        [group for group in match.groups() if re.fullmatch(r"\d{10}", group)], moments, strict=True
+    ):
         # a hold counts from the next whole second of the store's clock, which is this machine's
         assert now - 1 <= int(moment) - seconds <= time.time() + 1  # noqa: TID251
 
