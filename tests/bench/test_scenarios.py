@@ -64,7 +64,7 @@ def test_checkout_accounts_for_every_unit(tmp_path):
 
 
 def test_who_thinks_too_long_is_too_late(tmp_path):
-    bench("checkout", "--customers", 5, "--think", 2.5, "--hold", 1, "--abandon", 0, "--cancel", 0.2,
+    bench("checkout", "--customers", 5, "--think", 5, "--hold", 1, "--abandon", 0, "--cancel", 0.2,
           "--json", tmp_path / "c.json")  # fmt: skip
     found = told(tmp_path / "c.json")
     assert found["customers"] == {"too late": 5}
