@@ -17,8 +17,9 @@ from redis.retry import Retry
 
 from flashsale.domain import Ambiguous, Batch, NotExecuted, Outcome
 from flashsale.errors import FlashsaleError, StoreRefusedError, StoreUnavailableError
-from flashsale.store import keys, scripts
+from flashsale.store import scripts
 from flashsale.store.address import shown_url
+from flashsale.store.calls import pack_call
 from flashsale.store.durability import REQUIRED, Durability, check_durability
 from flashsale.store.encoding import Reply, decode_reply, encode_batch
 from flashsale.store.faults import NOT_EXECUTED_CODES, RECONNECT_CODES, classify, error_code
@@ -95,10 +96,10 @@ class RedisEngine:
             async with asyncio.timeout(timeout_s):
                 connection = self._connection or await self._connect()
                 sent = list(range(len(batches)))
-                await self._call(connection, batches, sent, replies, "EVALSHA", scripts.DECIDE.sha)
+                await self._call(connection, batches, sent, replies, b"EVALSHA", scripts.DECIDE.sha.encode())
                 sent = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
                 if sent:  # the scripts were flushed; the source loads it again
-                    await self._call(connection, batches, sent, replies, "EVAL", scripts.DECIDE.source)
+                    await self._call(connection, batches, sent, replies, b"EVAL", scripts.DECIDE.source)
         except (RedisError, OSError, FlashsaleError) as error:  # a TimeoutError is an OSError
             await self._lost(error, reachable=bool(sent))
             # LOADING and the like end the link, as redis-py sees it; they tell of the first missing reply alone
@@ -141,22 +142,20 @@ class RedisEngine:
         batches: Sequence[Batch],
         positions: Sequence[int],
         replies: list["_Reply"],
-        command: str,
-        script: bytes | str,
+        command: bytes,
+        script: bytes,
     ) -> None:
         """Call the script for the batches at these positions; put each reply in its place as it comes."""
-        commands = []
+        calls = []
         for i in positions:
             replies[i] = None
             batch = batches[i]
-            names = keys.script_keys(batch.product_id)
             count, users, requests = encode_batch(batch, self._mint)
-            commands.append(
-                (
+            calls.append(
+                pack_call(
                     command,
                     script,
-                    len(names),
-                    *names,
+                    batch.product_id,
                     self._session,
                     batch.sequence,
                     int(batch.fenced),
@@ -166,7 +165,7 @@ class RedisEngine:
                     requests,
                 )
             )
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        await connection.send_packed_command(calls, check_health=False)
         for i in positions:
             try:
                 reply: Reply = await connection.read_response(disable_decoding=True)

@@ -107,7 +107,10 @@ VARIANTS = {
     "a hold is extended without end": ("hold[6] + math.max(hold_total_s, hold_s)", "math.huge"),
     "a hold is cut short": ("  if expires_at > hold[7] then\n", "  if expires_at ~= hold[7] then\n"),
     "an expired hold waits for the sweeper": ("more_due = due > 0 and", "more_due = false and"),
-    "the crowd does not look for expired holds": ("if plain and (due == 0 or due > now_s) then", "if plain then"),
+    "the crowd does not look for expired holds": (
+        "if raw and plain and (due == 0 or due > now_s) then",
+        "if raw and plain then",
+    ),
     "a sweep without bound": ("sweep(SWEEP_COUNT_MAX, math.huge)", "sweep(math.huge, math.huge)"),
     "a purchase does not take back what has expired": ("lazy_count - sweep(lazy_count, quantity)", "lazy_count"),
     "nobody is told when the next hold is due": ("due = due == 0 and hold[7] or math.min(due, hold[7])", ""),

@@ -116,3 +116,22 @@ local function standing()
   end
   return opens_at > 0 and now_s < opens_at and 'not_open' or 'open'
 end
+
+-- A crowd that comes too late or too early: one answer for all, which costs nothing but what was read up to here.
+
+if due > 0 or opens_at > 0 or closes_at > 0 then
+  read_clock()
+end
+
+local refusal
+if raw and plain and (due == 0 or due > now_s) then
+  local where = standing()
+  if where ~= 'open' then
+    refusal = {sequence, REFUSED, where, opens_at}
+  elseif stock == 0 then
+    refusal = {sequence, DECIDED, 0, 0, 0, 0, ''}
+  end
+  if refusal and not fenced then
+    return refusal
+  end
+end

@@ -21,8 +21,9 @@ local stock = ARGV[2]
 
 redis.call('SET', KEYS[1], stock) -- first: Redis refuses it when it is out of memory
 redis.call('DEL', KEYS[2], unpack(KEYS, 4, 12))
-redis.call('HSET', KEYS[4], 'epoch', ARGV[4], 'version', version, 'initial', stock, 'restocked', '0', 'sold', '0',
-  'held', '0', 'state', 'open', 'limit', ARGV[5], 'opens_at', ARGV[6], 'closes_at', ARGV[7], 'hold_s', ARGV[8],
+-- first what every batch reads: a small hash is searched from its beginning
+redis.call('HSET', KEYS[4], 'epoch', ARGV[4], 'version', version, 'sold', '0', 'held', '0', 'due', '0', 'state', 'open',
+  'limit', ARGV[5], 'opens_at', ARGV[6], 'closes_at', ARGV[7], 'initial', stock, 'restocked', '0', 'hold_s', ARGV[8],
   'hold_total_s', ARGV[9])
 if ARGV[10] == '1' then
   redis.call('HSET', KEYS[4], 'items', stock, 'cursor', '1')
