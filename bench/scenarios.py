@@ -105,10 +105,7 @@ def checkout_command(
     found = checkout.check_out(plan, tell_step)
     tell_step("")
     print_checkout(found)
-    if json_path is not None:
-        write_json(json_path, found.as_json())
-    if found.faults or found.failed_count:
-        raise SystemExit(1)
+    _conclude(found, json_path)
 
 
 @click.command(name="retry-storm")
@@ -158,6 +155,11 @@ def retry_storm_command(
     found = storm.run_storm(plan, tell_step)
     tell_step("")
     print_storm(found)
+    _conclude(found, json_path)
+
+
+def _conclude(found: checkout.Checkout | storm.Storm, json_path: Path | None) -> None:
+    """Write the figures if that was asked for; fail if not all is as it must be."""
     if json_path is not None:
         write_json(json_path, found.as_json())
     if found.faults or found.failed_count:

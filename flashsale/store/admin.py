@@ -8,12 +8,9 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, cast
 
-from redis.asyncio import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
 from flashsale.domain import (
     NOT_FOUND,
@@ -45,6 +42,7 @@ from flashsale.store.audit import Audit
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
 from flashsale.store.faults import NOT_EXECUTED_CODES, error_code
+from flashsale.store.links import make_client
 from flashsale.store.records import HoldRecord, Sale, decode_hold, read_sale
 from flashsale.store.report import Report
 from flashsale.wire import decode_event
@@ -65,14 +63,7 @@ class Admin:
     def __init__(self, url: str) -> None:
         """Name the store by its URL; connects with the first call."""
         self._url = url
-        retry = Retry(NoBackoff(), 0)  # a repeated init could wipe what was sold in between
-        self._redis = Redis.from_url(
-            url,
-            protocol=2,
-            retry=retry,
-            socket_timeout=ANSWER_TIMEOUT_S,
-            socket_connect_timeout=ANSWER_TIMEOUT_S,
-        )
+        self._redis = make_client(url, answer_timeout_s=ANSWER_TIMEOUT_S)
         self._engine: RedisEngine | None = None  # connects with the first request that needs a decision
         self._sequence = 0
 

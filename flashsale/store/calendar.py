@@ -3,14 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from redis.asyncio import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from flashsale.errors import StoreUnavailableError
 from flashsale.store import keys
 from flashsale.store.address import shown_url
+from flashsale.store.links import make_client
 
 _ANSWER_TIMEOUT_S = 2.0
 _PAGE_COUNT = 256  # products in one look; those that are due leave the front for others
@@ -22,13 +20,7 @@ class RedisCalendar:
     def __init__(self, url: str) -> None:
         """Name the store by its URL; connects with the first call."""
         self._url = url
-        self._redis = Redis.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=_ANSWER_TIMEOUT_S,
-            socket_connect_timeout=_ANSWER_TIMEOUT_S,
-        )
+        self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
 
     async def due(self) -> tuple[list[str], float]:
         """Return the products with holds that may be due, and in how many seconds the next one may be."""

@@ -64,7 +64,6 @@ from flashsale.domain import (
 
 _DECIDED, _NOT_FOUND, _OVERTAKEN, _DEFECTIVE, _REFUSED, _ROWS = range(6)
 
-Argument: TypeAlias = str | int | bytes
 Reply: TypeAlias = list[Any]
 
 _encode_json = msgspec.json.Encoder().encode

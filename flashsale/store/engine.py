@@ -10,10 +10,8 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
-from redis.backoff import NoBackoff
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, RedisError, ResponseError
-from redis.retry import Retry
 
 from flashsale.domain import Ambiguous, Batch, NotExecuted, Outcome
 from flashsale.errors import FlashsaleError, StoreRefusedError, StoreUnavailableError
@@ -23,8 +21,8 @@ from flashsale.store.calls import pack_call
 from flashsale.store.durability import REQUIRED, Durability, check_durability
 from flashsale.store.encoding import Reply, decode_reply, encode_batch
 from flashsale.store.faults import NOT_EXECUTED_CODES, RECONNECT_CODES, classify, error_code
+from flashsale.store.links import CONNECT_TIMEOUT_S, make_pool
 
-CONNECT_TIMEOUT_S = 1.0
 _TOKEN_SIZE = 16  # bytes, from `secrets`: 128 random bits, so that nobody guesses the code of a hold
 
 _log = logging.getLogger(__name__)
@@ -58,14 +56,7 @@ class RedisEngine:
         self._mint = mint
         self._reviving: asyncio.Task[None] | None = None
         self._session = secrets.token_hex(8)
-        self._pool = ConnectionPool.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=None,  # the batcher's deadline bounds each call
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            health_check_interval=0,
-        )
+        self._pool = make_pool(url)  # the batcher's deadline bounds each call
         self._connection: AbstractConnection | None = None
         self._trouble: str | None = None
         self._alarmed: set[str] = set()  # products that cannot be sold, as far as the log knows

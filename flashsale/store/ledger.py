@@ -9,19 +9,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
-from redis.backoff import NoBackoff
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
 
 from flashsale.domain import Change, Kind, Page, Standing
 from flashsale.errors import StoreUnavailableError
 from flashsale.store import keys
 from flashsale.store.address import shown_url
 from flashsale.store.encoding import decode_message
+from flashsale.store.links import make_pool
 
 ANSWER_TIMEOUT_S = 2.0
-CONNECT_TIMEOUT_S = 1.0
 MESSAGE_COUNT_MAX = 32
 """Messages in a page. Each holds the changes of one batch, at most some thousands."""
 ORDER_COUNT_MAX = 64
@@ -43,14 +41,7 @@ class RedisLedger:
     def __init__(self, url: str) -> None:
         """Name the store by its URL."""
         self._url = url
-        self._pool = ConnectionPool.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=None,  # each call has a deadline of its own
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            health_check_interval=0,
-        )
+        self._pool = make_pool(url)
         self._connection: AbstractConnection | None = None
         self._unreadable: set[str] = set()  # products whose ledger is something else; one would fail a wait for all
 

@@ -61,8 +61,8 @@ local function check()
   end
   return may('XADD', KEYS[5], '1-0', 'at', '') and may('HSET', KEYS[3], session, '') and may('HDEL', KEYS[7], '')
     and may('SET', KEYS[1], '1') and may('LPUSH', KEYS[2], '') and may('LREM', KEYS[2], '1', '')
-    and may('ZADD', KEYS[8], '1', '') and may('ZREM', KEYS[8], '') and may('ZREMRANGEBYRANK', KEYS[8], '0', '0') and may('BITFIELD', KEYS[9], 'SET', 'u1', '0', '1')
-    and may('RENAME', KEYS[10], KEYS[11]) and may('EXPIREAT', KEYS[10], '1')
+    and may('ZADD', KEYS[8], '1', '') and may('ZREM', KEYS[8], '') and may('ZREMRANGEBYRANK', KEYS[8], '0', '0')
+    and may('BITFIELD', KEYS[9], 'SET', 'u1', '0', '1') and may('RENAME', KEYS[10], KEYS[11]) and may('EXPIREAT', KEYS[10], '1')
 end
 if not check() then
   return redis.error_reply(MAY_NOT)

@@ -1,0 +1,36 @@
+"""How the store is connected to, in one place because of one rule: the library repeats nothing by itself.
+
+redis-py retries by default, also after a time-out: a script that was sent again would sell twice, a repeated init could
+wipe what was sold in between. Whoever may repeat something does so knowingly.
+"""
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+CONNECT_TIMEOUT_S = 1.0
+"""Of a bare connection."""
+
+
+def make_client(url: str, *, answer_timeout_s: float) -> "Redis":
+    """Return a client whose calls, and whose connecting, take so many seconds at most."""
+    return Redis.from_url(
+        url,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=answer_timeout_s,
+        socket_connect_timeout=answer_timeout_s,
+    )
+
+
+def make_pool(url: str) -> ConnectionPool:
+    """Return what makes bare connections, for those who give each call a deadline of its own."""
+    return ConnectionPool.from_url(
+        url,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=None,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        health_check_interval=0,
+    )
