@@ -34,7 +34,7 @@ TIME_MAX = 253_402_300_799
 """The last moment that a sale may name, in Unix seconds: the end of the year 9999."""
 
 REQUESTS_KEPT_S = 86_400
-"""For at least so long a request id finds its first answer, and an ended hold tells how it ended; at most twice."""
+"""For at least so long a request id finds its first answer, and an ended hold tells how it ended."""
 
 SWEEP_COUNT_MAX = 512
 """Expired holds that each batch returns to stock before it decides anything: bounds how long one call may take."""

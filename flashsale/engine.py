@@ -97,22 +97,20 @@ class _Hold(Struct):
 class _Kept(Struct):
     """Answers that are given again. Two generations, so that old ones are forgotten all at once."""
 
+    kept_s: int
+    """For so long at least."""
     since: int = 0
     answers: dict[str, tuple[object, Answer]] = field(default_factory=dict)
-    since_before: int = 0
     before: dict[str, tuple[object, Answer]] = field(default_factory=dict)
 
-    def find(self, key: str, now_s: int) -> tuple[object, Answer] | None:
+    def find(self, key: str) -> tuple[object, Answer] | None:
         """Return (content, answer), unless it is forgotten."""
-        if now_s < self.since + 2 * REQUESTS_KEPT_S and key in self.answers:
-            return self.answers[key]
-        return self.before.get(key) if now_s < self.since_before + 2 * REQUESTS_KEPT_S else None
+        return self.answers.get(key) or self.before.get(key)
 
-    def keep(self, key: str, content: object, answer: Answer, now_s: int) -> None:
-        """Remember an answer for REQUESTS_KEPT_S at least."""
-        if now_s >= self.since + REQUESTS_KEPT_S:
-            self.since_before, self.before = self.since, self.answers
-            self.since, self.answers = now_s, {}
+    def keep(self, key: str, content: object, answer: Answer, now_s: int, *, more_due: bool) -> None:
+        """Remember an answer. None is forgotten while a hold waits for its end that should have come long ago."""
+        if now_s >= self.since + self.kept_s and not more_due:
+            self.since, self.before, self.answers = now_s, self.answers, {}
         self.answers[key] = (content, answer)
 
 
@@ -123,6 +121,7 @@ class _Product(Struct):
     stock: int
     terms: Terms
     epoch: str
+    kept: _Kept
     items_count: int = 0
     sold: int = 0
     held: int = 0
@@ -130,9 +129,8 @@ class _Product(Struct):
     buyers: list[str] = field(default_factory=list)
     users: dict[str, int] = field(default_factory=dict)  # units bought and held, while there is a limit
     taken: set[int] = field(default_factory=set)  # items sold and held
-    holds: dict[str, _Hold] = field(default_factory=dict)  # by token
+    holds: dict[str, _Hold] = field(default_factory=dict)  # those that stand, by token
     refunds: dict[int, int] = field(default_factory=dict)  # order's version -> refund's
-    kept: _Kept = field(default_factory=_Kept)
     ledger: list[Change] = field(default_factory=list)
 
     @property
@@ -163,8 +161,7 @@ class MemoryEngine:
     def create(self, product_id: str, stock: int, terms: Terms = PLAIN, *, epoch: str = "00000000") -> None:
         """Open a sale of `stock` units; an earlier one of that id is forgotten, but for the number of its version."""
         earlier = self._products.get(product_id)
-        product = _Product(product_id, stock, terms, epoch, items_count=stock if terms.numbered else 0)
-        self._products[product_id] = product
+        product = self._add(product_id, stock, terms, epoch)
         version = earlier.version + 1 if earlier else 1
         product.ledger.append(
             Change(kind=Kind.OPENED, version=version, at_ms=self.now_ms, remaining=stock, quantity=stock)
@@ -172,9 +169,15 @@ class MemoryEngine:
 
     def set_stock(self, product_id: str, stock: int, buyers: Sequence[str] = ()) -> None:
         """Set stock and buyers by hand: a plain sale, whose ledger begins with its first change."""
-        self._products[product_id] = _Product(
-            product_id, stock, PLAIN, "00000000", sold=len(buyers), buyers=list(buyers)
-        )
+        product = self._add(product_id, stock, PLAIN, "00000000")
+        product.sold, product.buyers = len(buyers), list(buyers)
+
+    def _add(self, product_id: str, stock: int, terms: Terms, epoch: str) -> _Product:
+        # for a day at least after the end of what they tell of, however long a hold lasts
+        kept = _Kept(REQUESTS_KEPT_S + max(terms.hold_s, terms.hold_total_s))
+        product = _Product(product_id, stock, terms, epoch, kept, items_count=stock if terms.numbered else 0)
+        self._products[product_id] = product
+        return product
 
     def delete(self, product_id: str) -> None:
         """Forget the product; does nothing when there is none."""
@@ -266,13 +269,16 @@ class _Decision:
         """
         if request_id is None:
             return decide()
-        seen = self._product.kept.find("r" + request_id, self._now_s)
+        seen = self._product.kept.find("=" + request_id)
         if seen is not None:
             return _again(seen[1]) if seen[0] == content else Mismatch()
         answer = decide()
         if isinstance(answer, Success | Held) and not answer.duplicate:
-            self._product.kept.keep("r" + request_id, content, answer, self._now_s)
+            self._keep("=" + request_id, content, answer)
         return answer
+
+    def _keep(self, key: str, content: object, answer: Answer) -> None:
+        self._product.kept.keep(key, content, answer, self._now_s, more_due=self._more_due)
 
     # Purchase and reserve
 
@@ -303,6 +309,7 @@ class _Decision:
         product.holds[token] = _Hold(
             token, user_id, quantity, item_id, request_id, change.version, self._from_s, expires_at
         )
+        self._keep(token, None, Expired())  # unless it ends in another way
         code = make_code(token, product.product_id)
         return Held(code, expires_at, product.stock, change.version, item_id=item_id or None)
 
@@ -347,7 +354,7 @@ class _Decision:
             hold = None
         if hold is not None:
             return hold
-        ended = self._product.kept.find("h" + token, self._now_s)
+        ended = self._product.kept.find(token)
         return _again(ended[1]) if ended else Failed(HOLD_NOT_FOUND)
 
     def _confirm(self, request: Confirm) -> Answer:
@@ -390,7 +397,7 @@ class _Decision:
 
     def _end(self, hold: _Hold, answer: Answer) -> None:
         del self._product.holds[hold.token]
-        self._product.kept.keep("h" + hold.token, None, answer, self._now_s)
+        self._keep(hold.token, None, answer)
 
     def _give_back(self, kind: Kind, hold: _Hold) -> Change:
         product = self._product
@@ -423,7 +430,7 @@ class _Decision:
 
     def _expire(self, hold: _Hold) -> None:
         self._give_back(Kind.EXPIRED, hold)
-        self._end(hold, Expired())
+        del self._product.holds[hold.token]
 
     # The operator
 

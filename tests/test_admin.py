@@ -183,7 +183,7 @@ async def test_keys_of_the_wrong_kind_are_reported_and_can_be_reset(
     assert await redis_client.get(f"product:{product_id}:stock") == "5", "half an init"
     await admin.init(product_id, 9, force=True)
     assert await admin.status(product_id) == ProductStatus(9, 0, version=1)
-    await redis_client.set(f"product:{product_id}:holds", "nothing")
+    await redis_client.set(f"product:{product_id}:requests", "nothing")
     await admin.reset(product_id)
     await admin.init(product_id, 9)
     assert await admin.status(product_id) == ProductStatus(9, 0, version=1)
@@ -271,10 +271,10 @@ async def test_holds_come_by_deadline_page_by_page(
     )
     await redis_client.zadd(f"product:{product_id}:deadlines", {"nothing": 2**40})
     found = [row async for row in admin.holds(product_id)]
-    assert {code for code, _ in found} == {answer.code for answer in held if isinstance(answer, Held)}
-    assert [hold.expires_at for _, hold in found] == sorted(hold.expires_at for _, hold in found)
-    assert {hold.user_id: hold.quantity for _, hold in found} == {f"u{n}": n + 1 for n in range(7)}
-    assert all(hold.expires_at - hold.created_at == seconds[int(hold.user_id[1:])] for _, hold in found)
+    assert {code for code, _, _ in found} == {answer.code for answer in held if isinstance(answer, Held)}
+    assert [expires_at for _, _, expires_at in found] == sorted(expires_at for _, _, expires_at in found)
+    assert {hold.user_id: hold.quantity for _, hold, _ in found} == {f"u{n}": n + 1 for n in range(7)}
+    assert all(expires_at - hold.created_at == seconds[int(hold.user_id[1:])] for _, hold, expires_at in found)
     with pytest.raises(ProductNotFoundError):
         [row async for row in admin.holds(f"{product_id}-none")]
 

@@ -204,10 +204,10 @@ BUILDS = {
         {"every_change_was_asked_for"}, {"if sequence == last then": "if false then"}, replies_lost=0.2
     ),
     "a confirmed hold expires all the same": Build(
-        {"changes_keep_the_rules"}, {"set_hold(token, false)\n  keep('h' .. token, answer)\n  if": "if"}
+        {"changes_keep_the_rules"}, {"set_deadline(token, false)\n  keep(token, answer)\n  if": "if"}
     ),
     "the units of a hold come back twice": Build(
-        {"changes_keep_the_rules"}, {"stock, held = stock + hold[2]": "stock, held = stock + 2 * hold[2]"}
+        {"changes_keep_the_rules"}, {"stock, held = stock + hold[3]": "stock, held = stock + 2 * hold[3]"}
     ),
     "request ids are not remembered": Build({"request_ids_have_one_effect"}, {"    keep(id, answer .. content)\n": ""}),
     "an id with other content gets the first answer": Build(
@@ -228,7 +228,7 @@ BUILDS = {
     ),
     "a hold is confirmed after its deadline": Build(
         {"changes_keep_the_rules"},
-        {"if hold and hold[7] <= now_s then": "if false then", "more_due = due > 0 and": "more_due = false and"},
+        {"  if at > now_s then": "  if true then", "more_due = due > 0 and": "more_due = false and"},
     ),
     "expired holds come back only when units are wanted": Build(
         {"changes_keep_the_rules"}, {"more_due = due > 0 and": "more_due = false and"}
@@ -236,7 +236,7 @@ BUILDS = {
     "holds expire by the clock of a server": Build(
         {"changes_keep_the_rules"},
         {
-            "KEYS[8], '-inf', now_s,": "KEYS[8], '-inf', now_s + 1,",
+            "KEYS[7], '-inf', now_s,": "KEYS[7], '-inf', now_s + 1,",
             "due <= now_s and sweep": "due <= now_s + 1 and sweep",
         },
     ),
@@ -500,7 +500,7 @@ def buyer_forgotten(history: History) -> History:
 
 
 def request_forgotten(history: History) -> History:
-    kept = {name: row for name, row in history.keys.kept.items() if name[0] == "h"}
+    kept = {name: row for name, row in history.keys.kept.items() if name[0] != "="}
     return structs.replace(history, keys=structs.replace(history.keys, kept=kept))
 
 

@@ -70,13 +70,13 @@ def mint() -> str:
 
 REQUESTS: list[tuple[Request, list[Any]]] = [
     (Purchase("p", "a", 2), [1, "a", 2, "", 0, '"a",2']),
-    (Purchase("p", "Zoë 😀\x00", 1, "r", 3), [1, "Zoë 😀\x00", 1, "rr", 3, '"Zoë 😀\\u0000",1,3,"r"']),
-    (Purchase("p", "a", 1, "r"), [1, "a", 1, "rr", 0, '"a",1,0,"r"']),
+    (Purchase("p", "Zoë 😀\x00", 1, "r", 3), [1, "Zoë 😀\x00", 1, "=r", 3, '"Zoë 😀\\u0000",1,3,"r"']),
+    (Purchase("p", "a", 1, "r"), [1, "a", 1, "=r", 0, '"a",1,0,"r"']),
     (Purchase("p", "a", 1, None, 3), [1, "a", 1, "", 3, '"a",1,3,""']),
     (Reserve("p", "a"), [2, "a", 1, "", 0, '"a",1', 0, "M" * 22]),
-    (Reserve("p", "a", 2, "r", 3, 60), [2, "a", 2, "rr", 3, '"a",2,3,"r"', 60, "M" * 22]),
+    (Reserve("p", "a", 2, "r", 3, 60), [2, "a", 2, "=r", 3, '"a",2,3,"r"', 60, "M" * 22]),
     (Confirm(CODE), [3, TOKEN, ""]),
-    (Confirm(CODE, "r"), [3, TOKEN, "rr"]),
+    (Confirm(CODE, "r"), [3, TOKEN, "=r"]),
     (Cancel(CODE), [4, TOKEN]),
     (Extend(CODE, 60), [5, TOKEN, 60]),
     (Extend(CODE), [5, TOKEN, 0]),

@@ -97,7 +97,7 @@ def buyers(config: Config, product_id: str, *, as_json: bool) -> None:
 def holds(config: Config, product_id: str, *, as_json: bool) -> None:
     """List the live holds by deadline. Whoever knows a code can confirm or cancel the hold."""
 
-    async def call(admin: Admin) -> tuple[int, list[tuple[str, HoldRecord]]]:
+    async def call(admin: Admin) -> tuple[int, list[tuple[str, HoldRecord, int]]]:
         return await admin.now(), await _collect(admin.holds(product_id))
 
     now_s, found = with_admin(config, call)
@@ -110,22 +110,22 @@ def holds(config: Config, product_id: str, *, as_json: bool) -> None:
                 "item_id": hold.item_id or None,
                 "request_id": hold.request_id or None,
                 "created_at": hold.created_at,
-                "expires_at": hold.expires_at,
+                "expires_at": expires_at,
                 "version": hold.version,
             }
-            for code, hold in found
+            for code, hold, expires_at in found
         ]
         print_json({"product_id": product_id, "holds": rows})
         return
     click.echo(f"=== Holds for {product_id} ({len(found)} total) ===")
     if found:
         head = ("code", "units", "item", "expires in", "at", "user")
-        print_table(head, (_told_hold(code, hold, now_s) for code, hold in found), right=frozenset({1, 2}))
+        print_table(head, (_told_hold(*row, now_s) for row in found), right=frozenset({1, 2}))
 
 
-def _told_hold(code: str, hold: HoldRecord, now_s: int) -> tuple[str, ...]:
-    left_s = hold.expires_at - now_s
-    at = datetime.fromtimestamp(hold.expires_at, UTC).astimezone()
+def _told_hold(code: str, hold: HoldRecord, expires_at: int, now_s: int) -> tuple[str, ...]:
+    left_s = expires_at - now_s
+    at = datetime.fromtimestamp(expires_at, UTC).astimezone()
     return (
         printable(code),
         str(hold.quantity),

@@ -43,7 +43,7 @@ from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
 from flashsale.store.faults import NOT_EXECUTED_CODES, error_code
 from flashsale.store.links import make_client
-from flashsale.store.records import HoldRecord, Sale, decode_hold, read_sale
+from flashsale.store.records import HoldRecord, Sale, read_hold, read_sale
 from flashsale.store.report import Report
 from flashsale.wire import decode_event
 
@@ -193,10 +193,13 @@ class Admin:
             for buyer in reversed(page):
                 yield buyer.decode(errors="replace")
 
-    async def holds(self, product_id: str) -> AsyncIterator[tuple[str, HoldRecord]]:
-        """Yield (code, hold) by deadline; those that begin or end meanwhile or not. Raises ProductNotFoundError.
+    async def holds(self, product_id: str) -> AsyncIterator[tuple[str, HoldRecord, int]]:
+        """Yield (code, hold, when it expires) by deadline; those that begin or end meanwhile or not.
 
         A page begins at the deadline with which the last one ended, behind as many as were seen of that second.
+
+        Raises:
+            ProductNotFoundError: there is none of that id.
         """
         await self.status(product_id)
         last, seen = 0.0, 0
@@ -210,14 +213,16 @@ class Admin:
                 )
                 if not page:
                     return
-                found = await cast(
-                    "Awaitable[list[bytes | None]]",
-                    self._redis.hmget(keys.key(product_id, "holds"), [token for token, _ in page]),
-                )
-            for (token, deadline), packed in zip(page, found, strict=True):
+                tokens = [token for token, _ in page]
+                async with self._redis.pipeline(transaction=True) as step:
+                    for part in ("requests", "requests_before"):
+                        step.hmget(keys.key(product_id, part), tokens)
+                    records = zip(*await step.execute(), strict=True)
+            for (token, deadline), (packed, packed_before) in zip(page, records, strict=True):
                 last, seen = deadline, seen + 1 if deadline == last else 1
-                with suppress(ValueError):  # ended meanwhile, or somebody else wrote it
-                    yield make_code(token.decode(), product_id), decode_hold(packed or b"")
+                hold = read_hold(packed or packed_before)
+                if hold is not None:  # else it ended meanwhile, or somebody else wrote it
+                    yield make_code(token.decode(), product_id), hold, int(deadline)
 
     async def audit(self, product_id: str) -> Report:
         """Compare a product's keys with its ledger; raises ProductNotFoundError."""

@@ -16,8 +16,9 @@ from redis.asyncio import Redis
 
 from flashsale.errors import ProductNotFoundError, RefusedError
 from flashsale.store import keys, scripts
-from flashsale.store.comparison import BUYERS, USERS, Pages, Snapshot, compare
+from flashsale.store.comparison import BUYERS, REQUESTS, REQUESTS_BEFORE, USERS, Pages, Snapshot, compare
 from flashsale.store.encoding import decode_message
+from flashsale.store.records import HoldRecord, read_hold
 from flashsale.store.replay import Replay
 from flashsale.store.report import Report
 
@@ -65,7 +66,7 @@ class Audit:
             _feed(replay, snapshot.messages)
             if replay.reordered and attempt < TRIES:  # the list of buyers has shifted under its pages
                 continue
-            return compare(self._product_id, replay, snapshot, pages)
+            return compare(self._product_id, replay, snapshot, pages, await self._find_lost(replay, snapshot))
         raise RefusedError(f"Product '{self._product_id}' was opened anew each of {TRIES} times it was looked at")
 
     async def _begin(self) -> Replay:
@@ -134,6 +135,19 @@ class Audit:
             if len(page) < stop - start:
                 return
 
+    async def _find_lost(self, replay: Replay, snapshot: Snapshot) -> dict[bytes, HoldRecord]:
+        """Look for the records of holds that stand without a deadline. Those stay as they are for as long."""
+        found: dict[bytes, HoldRecord] = {}
+        if replay.fault or replay.trimmed or len(snapshot.holds) >= len(replay.holds):
+            return found
+        for number, part in ((REQUESTS, "requests"), (REQUESTS_BEFORE, "requests_before")):
+            if snapshot.types[number - 1] == "hash":
+                async for token, packed in self._redis.hscan_iter(keys.key(self._product_id, part), count=_PAGE_COUNT):
+                    record = read_hold(packed)
+                    if record and record.version in replay.holds and token not in snapshot.deadlines:
+                        found[token] = record
+        return found
+
     async def _take(self, replay: Replay, pages: Pages) -> Snapshot:
         reply = await self._redis.eval(
             scripts.SNAPSHOT.source.decode(),
@@ -144,9 +158,10 @@ class Audit:
             "" if pages.buyer_found is not None else pages.buyers_same,
             msgspec.msgpack.encode(list(replay.moved)),
         )
-        types, stock, sale, first, last_id, messages, buyer_count, newer, user_count, users = reply[:10]
-        holds, deadlines, items, refunds, listed, due = reply[10:]
+        now_s, types, stock, sale, first, last_id, messages, buyer_count, newer, user_count, users = reply[:11]
+        deadlines, holds, items, refunds, listed, due = reply[11:]
         return Snapshot(
+            now_s=now_s,
             types=[name.decode() for name in types],
             stock=stock,
             sale=_pairs(sale),
@@ -157,8 +172,8 @@ class Audit:
             newer_buyers=newer or [],
             user_count=user_count or 0,
             users=_pairs(users),
-            holds=_pairs(holds),
             deadlines={token: float(at) for token, at in _pairs(deadlines).items()},
+            holds=_pairs(holds),
             items=items or b"",
             refunds=_pairs(refunds),
             listed=bool(listed),

@@ -5,21 +5,22 @@ import secrets
 from msgspec import Struct, field, structs
 
 from flashsale.store.keys import TYPES
-from flashsale.store.records import HoldRecord, decode_hold, encode_hold
+from flashsale.store.records import HoldRecord, encode_hold, read_hold
 from flashsale.store.replay import Replay
 from flashsale.store.report import Command, Report, shown
 
-STOCK, BUYERS, SALE, ORDERS, USERS, HOLDS, DEADLINES, ITEMS, REFUNDS = 1, 2, 4, 5, 6, 7, 8, 9, 12
-PRODUCTS, PRODUCTS_DUE = 13, 14
+STOCK, BUYERS, SALE, ORDERS, USERS, DEADLINES, ITEMS = 1, 2, 4, 5, 6, 7, 8
+REQUESTS, REQUESTS_BEFORE, REFUNDS, PRODUCTS, PRODUCTS_DUE = 9, 10, 11, 12, 13
 """The keys by their numbers in the scripts (lua/frame.lua)."""
 
 _PARTS = {
     STOCK: "stock",
     BUYERS: "buyers",
     USERS: "users",
-    HOLDS: "holds",
     DEADLINES: "deadlines",
     ITEMS: "items",
+    REQUESTS: "requests",
+    REQUESTS_BEFORE: "requests_before",
     REFUNDS: "refunds",
 }
 
@@ -30,6 +31,7 @@ _TOKEN_SIZE = 16
 class Snapshot(Struct, frozen=True, kw_only=True):
     """What lua/snapshot.lua read at one instant."""
 
+    now_s: int
     types: list[str]
     stock: bytes | None
     sale: dict[bytes, bytes]
@@ -40,8 +42,9 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     newer_buyers: list[bytes]
     user_count: int
     users: dict[bytes, bytes | None]
-    holds: dict[bytes, bytes]
     deadlines: dict[bytes, float]
+    holds: dict[bytes, bytes]
+    """What is recorded of those that have a deadline."""
     items: bytes
     refunds: dict[bytes, bytes]
     listed: bool
@@ -59,8 +62,16 @@ class Pages(Struct):
     """The entry behind them, if it differs."""
 
 
-def compare(product_id: str, replay: Replay, snapshot: Snapshot, pages: Pages) -> Report:
-    """Return how the keys of a product differ from what its ledger says."""
+def compare(product_id: str, replay: Replay, snapshot: Snapshot, pages: Pages, lost: dict[bytes, HoldRecord]) -> Report:
+    """Return how the keys of a product differ from what its ledger says.
+
+    Args:
+        product_id: the product.
+        replay: its ledger.
+        snapshot: its keys, at the instant at which the replay ends.
+        pages: what was read before, and has not moved since.
+        lost: records of holds that stand by the ledger but have no deadline.
+    """
     report = Report(
         product_id=product_id,
         first_version=replay.first_version,
@@ -92,7 +103,7 @@ def compare(product_id: str, replay: Replay, snapshot: Snapshot, pages: Pages) -
     _compare_buyers(report, replay, snapshot, pages)
     _compare_users(report, replay, snapshot, pages)
     _compare_items(report, replay, snapshot)
-    _compare_holds(report, replay, snapshot)
+    _compare_holds(report, replay, snapshot, lost)
     _compare_refunds(report, replay, snapshot)
     if not snapshot.listed:
         report.differ("listed in products", "no", "yes", ("SADD", PRODUCTS, product_id))
@@ -135,6 +146,7 @@ def _compare_counters(report: Report, replay: Replay, snapshot: Snapshot) -> Non
         "sold": (None, replay.sold),
         "held": (0, replay.held),
         "state": ("open", replay.state),
+        "refunded": (0, len(replay.refunds)),
     }
     for name, (default, value) in expected.items():
         found = snapshot.sale.get(name.encode(), default)
@@ -215,47 +227,59 @@ def _ownership(taken: bool) -> str:  # noqa: FBT001 - a bit
     return "taken" if taken else "free"
 
 
-def _compare_holds(report: Report, replay: Replay, snapshot: Snapshot) -> None:
-    """Compare the live holds.
+def _compare_holds(report: Report, replay: Replay, snapshot: Snapshot, lost: dict[bytes, HoldRecord]) -> None:
+    """Compare the holds that stand: each has a deadline, and its record.
 
-    The ledger knows a hold by its version, not by the secret in its code. One that is lost is given the secret that a
-    deadline without a hold still has, or else a new one: nobody can confirm it then, and its units return in time.
+    The ledger knows a hold by its version, not by the secret in its code. One whose deadline is gone is known again by
+    its record, one of `lost`; if that is gone as well it is given the secret of a deadline that has no record, or else
+    a new one: nobody can confirm it then, and its units return in time.
     """
     tokens: dict[int, bytes] = {}
-    # of two that say the same, the one with a deadline is genuine
-    for token, packed in sorted(snapshot.holds.items(), key=lambda row: row[0] not in snapshot.deadlines):
-        record = _read_hold(packed)
+    loose: dict[float, bytes] = {}
+    for token, at in snapshot.deadlines.items():
+        packed = snapshot.holds.get(token)
+        record = read_hold(packed)
         expected = replay.holds.get(record.version) if record else None
-        if record is None or expected is None or record.version in tokens:
-            report.differ(f"hold {shown(token)}", _told(record), None, ("HDEL", HOLDS, token))
+        if record is not None and expected is not None and record.version not in tokens:
+            tokens[record.version] = token
+            if not _is_same(record, expected):
+                command: Command = ("HSET", REQUESTS, token, encode_hold(expected))
+                report.differ(f"hold of version {record.version}", _told(record), _told(expected), command)
             continue
-        tokens[record.version] = token
-        if not _is_same(record, expected):
-            command: Command = ("HSET", HOLDS, token, encode_hold(expected))
-            report.differ(f"hold of version {record.version}", _told(record), _told(expected), command)
-    known = set(tokens.values())
-    loose = {at: token for token, at in snapshot.deadlines.items() if token not in known}
+        if packed is not None and record is None:
+            report.differ(
+                f"hold {shown(token)}", "unreadable", None, ("HDEL", REQUESTS, token), ("HDEL", REQUESTS_BEFORE, token)
+            )
+        if record is None:
+            loose[at] = token
+    for token, record in lost.items():
+        expected = replay.holds.get(record.version)
+        if expected is not None and _is_same(record, expected):
+            tokens.setdefault(record.version, token)
     for version, expected in replay.holds.items():
         if version not in tokens:
-            at = float(expected.expires_at)
+            at = float(replay.deadlines[version])
             token = loose.pop(at) if at in loose else secrets.token_urlsafe(_TOKEN_SIZE).encode()
             tokens[version] = token
-            command = ("HSET", HOLDS, token, encode_hold(expected))
+            command = ("HSET", REQUESTS, token, encode_hold(expected))
             report.differ(f"hold of version {version}", None, _told(expected), command)
-    _compare_deadlines(report, {token: replay.holds[version] for version, token in tokens.items()}, snapshot)
+    _compare_deadlines(report, replay.deadlines, tokens, snapshot)
+    _compare_records(report, snapshot)
 
 
-def _compare_deadlines(report: Report, holds: dict[bytes, HoldRecord], snapshot: Snapshot) -> None:
+def _compare_deadlines(report: Report, deadlines: dict[int, int], tokens: dict[int, bytes], snapshot: Snapshot) -> None:
     """Compare when each hold ends, and when the first of them does, with what the sweeper goes by."""
-    for token, hold in holds.items():
-        command: Command = ("ZADD", DEADLINES, hold.expires_at, token)
-        report.compare(f"deadline of version {hold.version}", snapshot.deadlines.get(token), hold.expires_at, command)
-    for token, at in snapshot.deadlines.items():
-        if token not in holds:
-            report.differ(f"deadline {shown(token)}", at, None, ("ZREM", DEADLINES, token))
-    if not holds:
+    for version, at in deadlines.items():
+        token = tokens[version]
+        command: Command = ("ZADD", DEADLINES, at, token)
+        report.compare(f"deadline of version {version}", snapshot.deadlines.get(token), at, command)
+    known = set(tokens.values())
+    for token, found in snapshot.deadlines.items():
+        if token not in known:
+            report.differ(f"deadline {shown(token)}", found, None, ("ZREM", DEADLINES, token))
+    if not deadlines:
         return
-    first = min(hold.expires_at for hold in holds.values())
+    first = min(deadlines.values())
     due = snapshot.sale.get(b"due")
     if not 0 < _number(due) <= first:
         report.differ("due", due, f"at most {first}", ("HSET", SALE, "due", first))
@@ -264,24 +288,30 @@ def _compare_deadlines(report: Report, holds: dict[bytes, HoldRecord], snapshot:
         report.differ("due in products_due", snapshot.due, f"at most {first}", command)
 
 
+def _compare_records(report: Report, snapshot: Snapshot) -> None:
+    """Compare since when answers and holds are recorded with whether there are any: the script goes by the first."""
+    for number, name in ((REQUESTS, "since"), (REQUESTS_BEFORE, "since_before")):
+        since = _number(snapshot.sale.get(name.encode()))
+        is_there = snapshot.types[number - 1] == TYPES[number - 1]
+        if since > 0 and not is_there:
+            report.differ(f"records since {since}", "gone", "there", ("HSET", SALE, name, 0))
+        elif since <= 0 and is_there:
+            report.differ(name, since, snapshot.now_s, ("HSET", SALE, name, snapshot.now_s))
+    if snapshot.types[REQUESTS - 1] != TYPES[REQUESTS - 1] and any(
+        command[:2] == ("HSET", REQUESTS) for command in report.commands
+    ):
+        report.commands.append(("HSET", SALE, "since", snapshot.now_s))
+
+
 def _is_same(record: HoldRecord, expected: HoldRecord) -> bool:
     """Whether it is the hold that the ledger tells of, which counts from a whole second at or beside that moment."""
     near = abs(record.created_at - expected.created_at) <= 1
     return near and structs.replace(record, created_at=expected.created_at) == expected
 
 
-def _read_hold(packed: bytes) -> HoldRecord | None:
-    try:
-        return decode_hold(packed)
-    except ValueError:
-        return None
-
-
-def _told(hold: HoldRecord | None) -> str:
-    if hold is None:
-        return "none"
+def _told(hold: HoldRecord) -> str:
     item = f", item {hold.item_id}" if hold.item_id else ""
-    return f"{hold.quantity} for {hold.user_id}{item}, to {hold.expires_at}"
+    return f"{hold.quantity} for {hold.user_id}{item}, from {hold.created_at}"
 
 
 def _compare_refunds(report: Report, replay: Replay, snapshot: Snapshot) -> None:

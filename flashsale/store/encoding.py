@@ -106,13 +106,13 @@ def _encode_request(request: Request, mint: Callable[[], str]) -> tuple[int | st
     match request:
         case Purchase(_, user_id, quantity, request_id, item_id):
             asked = _encode_asked(user_id, quantity, item_id, request_id)
-            return 1, user_id, quantity, f"r{request_id}" if request_id else "", item_id or 0, asked
+            return 1, user_id, quantity, f"={request_id}" if request_id else "", item_id or 0, asked
         case Reserve(_, user_id, quantity, request_id, item_id, hold_seconds):
             asked = _encode_asked(user_id, quantity, item_id, request_id)
-            name = f"r{request_id}" if request_id else ""
+            name = f"={request_id}" if request_id else ""
             return 2, user_id, quantity, name, item_id or 0, asked, hold_seconds or 0, mint()
         case Confirm(code, request_id):
-            return 3, token_of(code), f"r{request_id}" if request_id else ""
+            return 3, token_of(code), f"={request_id}" if request_id else ""
         case Cancel(code):
             return 4, token_of(code)
         case Extend(code, hold_seconds):

@@ -8,11 +8,10 @@
 | product:<id>:sale | hash | terms and counters: epoch, version, initial, restocked, sold, held, state, … |
 | product:<id>:orders | stream | the ledger: every change of the product, by version; the outbox of its orders |
 | product:<id>:users | hash | user -> units bought and held; of products with a limit |
-| product:<id>:holds | hash | token -> msgpack of user, quantity, item, request id, version, created at, expires at |
-| product:<id>:deadlines | sorted set | token -> when its hold expires, in Unix seconds |
+| product:<id>:deadlines | sorted set | token -> when its hold expires, in Unix seconds; of the holds that stand |
 | product:<id>:items | string | a bit for each numbered item, set while it is sold or held |
-| product:<id>:requests | hash | request ids and ended holds -> their answers, of a day; then it becomes the next |
-| product:<id>:requests_before | hash | those of the day before |
+| product:<id>:requests | hash | request ids -> their answers; tokens -> holds, or how they ended; later the next |
+| product:<id>:requests_before | hash | those of the day before, or of longer, if holds can last that long |
 | product:<id>:refunds | hash | version of a refunded order -> version of its refund |
 | products | set | the ids of products that have a ledger |
 | products_due | sorted set | product -> no hold of it expires earlier, in Unix seconds |
@@ -27,11 +26,11 @@ PRODUCTS_DUE = "products_due"
 
 _PREFIX = "product:"
 _PARTS = (
-    "stock", "buyers", "sessions", "sale", "orders", "users", "holds", "deadlines", "items", "requests",
-    "requests_before", "refunds",
+    "stock", "buyers", "sessions", "sale", "orders", "users", "deadlines", "items", "requests", "requests_before",
+    "refunds",
 )  # fmt: skip
 TYPES = (
-    "string", "list", "hash", "hash", "stream", "hash", "hash", "zset", "string", "hash", "hash", "hash", "set", "zset",
+    "string", "list", "hash", "hash", "stream", "hash", "zset", "string", "hash", "hash", "hash", "set", "zset",
 )  # fmt: skip
 """Of the keys that every script gets, in its order."""
 STOCK_PATTERN = f"{_PREFIX}*:stock"

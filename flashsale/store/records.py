@@ -8,8 +8,8 @@ from msgspec import Struct
 from flashsale.domain import PLAIN, Terms
 
 
-class HoldRecord(Struct, frozen=True, array_like=True):
-    """A live hold, as lua/rules.lua packs it. Moments are Unix seconds."""
+class HoldRecord(Struct, frozen=True, array_like=True, tag=16):
+    """A hold that was neither confirmed nor cancelled, as lua/rules.lua packs it. It stands while it has a deadline."""
 
     user_id: str
     quantity: int
@@ -19,12 +19,19 @@ class HoldRecord(Struct, frozen=True, array_like=True):
     version: int
     """Of the change in the ledger with which it began."""
     created_at: int
-    expires_at: int
+    """In Unix seconds."""
 
 
-decode_hold = msgspec.msgpack.Decoder(HoldRecord).decode
-"""Raises msgspec.DecodeError, a ValueError."""
+_decode_hold = msgspec.msgpack.Decoder(HoldRecord).decode
 encode_hold = msgspec.msgpack.Encoder().encode
+
+
+def read_hold(packed: bytes | None) -> HoldRecord | None:
+    """Return a hold from its record; None when there is none, or it is of something else."""
+    try:
+        return _decode_hold(packed or b"")
+    except msgspec.DecodeError:
+        return None
 
 
 class Sale(Struct, frozen=True, kw_only=True):

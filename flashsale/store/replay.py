@@ -2,8 +2,6 @@
 
 from collections import Counter
 
-from msgspec import structs
-
 from flashsale.domain import Change, Kind
 from flashsale.store.records import HoldRecord
 
@@ -37,7 +35,9 @@ class Replay:
         self.state = "open"
         self.users: dict[str, int] = {}
         self.holds: dict[int, HoldRecord] = {}
-        """By the version with which each began."""
+        """Those that stand, by the version with which each began."""
+        self.deadlines: dict[int, int] = {}
+        """When each of them expires, in Unix seconds."""
         self.refunds: dict[int, int] = {}
         self.owned = bytearray()
         """A byte for each numbered item, 1 while it is sold or held; empty while none ever was."""
@@ -111,17 +111,16 @@ class Replay:
                     change.request_id,
                     change.version,
                     -(-change.at_ms // 1000),
-                    change.expires_at,
                 )
+                self.deadlines[change.version] = change.expires_at
             case Kind.EXTENDED:
-                self.holds[change.ref] = structs.replace(self.holds[change.ref], expires_at=change.expires_at)
+                del self.deadlines[change.ref]  # of one that stands
+                self.deadlines[change.ref] = change.expires_at
             case Kind.CONFIRMED:
-                del self.holds[change.ref]
-                self.held -= quantity
+                self._end(change)
                 self._sell(change)
             case Kind.CANCELLED | Kind.EXPIRED:
-                del self.holds[change.ref]
-                self.held -= quantity
+                self._end(change)
                 self._give_back(change)
             case Kind.REFUNDED:
                 self.sold -= quantity
@@ -137,6 +136,10 @@ class Replay:
                 self.initial, self.sold, self.early_count = quantity, change.ref, change.ref
             case Kind.OPENED:
                 self.fault = f"contradicts itself: version {change.version} opens the sale again"
+
+    def _end(self, change: Change) -> None:
+        del self.holds[change.ref], self.deadlines[change.ref]
+        self.held -= change.quantity
 
     def _sell(self, change: Change) -> None:
         self.sold += change.quantity

@@ -24,7 +24,7 @@ def _load(*names: str) -> Script:
     return make_script(b"\n".join((lua / f"{name}.lua").read_bytes() for name in names))
 
 
-DECIDE = _load("frame", "ledger", "plain", "rules", "apply")
+DECIDE = _load("frame", "ledger", "plain", "known", "holds", "rules", "operator", "decide", "apply")
 INIT = _load("init")
 RESET = _load("reset")
 SNAPSHOT = _load("snapshot")

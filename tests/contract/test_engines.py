@@ -796,7 +796,6 @@ ANY_WRITE = ["xadd", "hset", "lpush"]
             "zremrangebyrank",
             "bitfield",
             "rename",
-            "expireat",
         ]
     ],
 )

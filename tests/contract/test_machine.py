@@ -83,7 +83,7 @@ terms = st.builds(
     numbered=st.booleans(),
 )
 moments = ["deadline", "deadline", "before deadline", "opens", "before closing", "closes"]
-waits = st.sampled_from([0.001, 0.999, 1, 2, 900, DAY_S - 1, DAY_S, 2 * DAY_S, *moments])
+waits = st.sampled_from([-3, 0.001, 0.999, 1, 2, 900, DAY_S - 1, DAY_S, DAY_S + 3_600, 2 * DAY_S, 3 * DAY_S, *moments])
 
 
 class Sale(RuleBasedStateMachine):

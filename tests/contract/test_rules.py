@@ -16,6 +16,7 @@ from flashsale.domain import (
     NOT_FOUND,
     ONE_ITEM_AT_A_TIME,
     ORDER_NOT_FOUND,
+    PLAIN,
     QUANTITY_MAX,
     SALE_IS_CLOSED,
     SOLD_OUT,
@@ -62,6 +63,7 @@ from flashsale.domain import (
 )
 
 DAY_S = 86_400
+KEPT_S = DAY_S + PLAIN.hold_total_s
 
 
 class Sale:
@@ -712,32 +714,69 @@ def test_an_answer_that_changed_nothing_is_not_kept(sale: Sale) -> None:
     assert isinstance(sale.ask(request), Success)
 
 
-@pytest.mark.parametrize("age_s", [0, DAY_S // 2, DAY_S - 1])
-def test_a_request_id_is_kept_for_a_day_at_least_and_two_at_most(sale: Sale, age_s: int) -> None:
+@pytest.mark.parametrize("age_s", [0, DAY_S // 2, KEPT_S - 1])
+def test_a_request_id_is_kept_for_a_day_and_a_hold_at_least(sale: Sale, age_s: int) -> None:
     """Whatever the age of the generation into which it was written."""
     sale.open(20)
     sale.buy("z", request_id="z")
     sale.twins.wait(age_s)
     bought, held = sale.buy(request_id="r"), sale.reserve("b")
     sale.ask(Cancel(held.code))
-    sale.twins.wait(DAY_S - 1)
+    sale.twins.wait(KEPT_S - 1)
     assert sale.buy(request_id="r") == again(bought)
     assert isinstance(sale.ask(Cancel(held.code)), Cancelled)
     sale.buy("y", request_id="y")  # begins another generation
     assert sale.buy(request_id="r") == again(bought)
-    sale.twins.wait(DAY_S + 1)
+    for user in ("x", "w"):
+        sale.twins.wait(KEPT_S)
+        sale.buy(user, request_id=user)
     later = sale.buy(request_id="r")
     assert not later.duplicate
     assert sale.ask(Cancel(held.code)) == Failed(HOLD_NOT_FOUND)
 
 
-def test_a_request_id_is_forgotten_after_two_days_though_nothing_was_written_since(sale: Sale) -> None:
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("age_s", [0, DAY_S, 30 * DAY_S])
+def test_an_expired_hold_says_so_for_a_day_however_long_it_lasted(sale: Sale, age_s: int, extended: bool) -> None:
+    sale.open(20, hold_s=30 * DAY_S, hold_total_s=30 * DAY_S)
+    sale.buy("z", request_id="z")
+    sale.twins.wait(age_s)
+    held = sale.reserve("b", hold_seconds=DAY_S if extended else 30 * DAY_S)
+    if extended:
+        sale.ask(Extend(held.code, 30 * DAY_S))
+    sale.twins.wait(DAY_S - 1)
+    sale.buy("y", request_id="y")
+    sale.twins.wait(29 * DAY_S)
+    sale.buy("x", request_id="x")
+    assert sale.ask(GetStatus("p")).held == 1
+    sale.twins.wait(1)
+    assert sale.ask(GetStatus("p")).held == 0
+    for _ in range(2):
+        assert sale.ask(Confirm(held.code)) == Expired()
+        sale.twins.wait(DAY_S - 1)
+        sale.buy("v", request_id="v")
+
+
+def test_a_request_id_is_remembered_for_as_long_as_nothing_happens(sale: Sale) -> None:
     sale.open(20)
     bought = sale.buy(request_id="r")
-    sale.twins.wait(2 * DAY_S - 1)
+    sale.twins.wait(99 * DAY_S)
     assert sale.buy(request_id="r") == again(bought)
-    sale.twins.wait(1)
-    assert not sale.buy(request_id="r").duplicate
+
+
+def test_holds_come_back_however_long_nobody_was_there(sale: Sale) -> None:
+    """Also those in records that would be forgotten by now, and more of them than a batch returns."""
+    sale.open(2_000, hold_s=10)
+    sale.buy("a", request_id="first")
+    sale.twins.wait(KEPT_S - 5)
+    codes = [held.code for held in sale.decide(*[Reserve("p", "b")] * 1_200)]
+    sale.twins.wait(5)
+    codes += [held.code for held in sale.decide(*[Reserve("p", "c")] * 700)]
+    sale.twins.wait(99 * DAY_S)
+    for number in range(5):
+        sale.buy("d", request_id=f"{number}")
+    assert sale.left == (1_994, 6, 0)
+    assert sale.decide(*map(Confirm, codes)) == [Failed(HOLD_NOT_FOUND)] * 1_200 + [Expired()] * 700
 
 
 # Refunds and restocks

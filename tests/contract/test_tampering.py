@@ -11,6 +11,7 @@ import pytest
 from flashsale.domain import (
     HOLD_NOT_FOUND,
     NOT_FOUND,
+    PLAIN,
     SOLD_OUT,
     STOCK_MAX,
     Batch,
@@ -34,7 +35,7 @@ from flashsale.domain import (
 )
 from flashsale.store import keys
 
-DAY_S = 86_400
+KEPT_S = 86_400 + PLAIN.hold_total_s
 
 
 class Busy(NamedTuple):
@@ -58,7 +59,7 @@ def busy(twins: Any, bare_store: Any) -> Busy:
     held: list[Any] = twins.decide("p", *[Reserve("p", "a", request_id=f"h{i}") for i in range(6)])
     sold: list[Any] = twins.decide("p", Purchase("p", "b"), Purchase("p", "b", request_id="s"))
     twins.decide("p", Cancel(held[0].code), Refund(sold[0].order_id))
-    twins.wait(DAY_S)
+    twins.wait(KEPT_S)
     twins.decide("p", Sweep("p"))
     held = twins.decide("p", *[Reserve("p", "a", request_id=f"g{i}", hold_seconds=1 + i) for i in range(6)])
     twins.wait(1)
@@ -100,8 +101,7 @@ PLANTS: dict[str, tuple[Any, ...]] = {
 }
 TYPES = {
     "stock": "string", "buyers": "list", "sessions": "hash", "sale": "hash", "orders": "stream", "users": "hash",
-    "holds": "hash", "deadlines": "zset", "items": "string", "requests": "hash", "requests_before": "hash",
-    "refunds": "hash",
+    "deadlines": "zset", "items": "string", "requests": "hash", "requests_before": "hash", "refunds": "hash",
 }  # fmt: skip
 
 
@@ -145,7 +145,7 @@ GARBAGE: dict[str, tuple[Any, ...]] = {
         f"{field} {value or 'empty'}": ("HSET", "sale", field, value)
         for field in (
             "version", "sold", "held", "due", "limit", "opens_at", "closes_at", "items", "hold_s", "hold_total_s",
-            "cursor", "restocked", "since", "since_before",
+            "cursor", "restocked", "since", "since_before", "refunded",
         )
         for value in ("", "abc", "1x")
     },
@@ -181,15 +181,19 @@ GARBAGE: dict[str, tuple[Any, ...]] = {
     "a session with garbage": ("HSET", "sessions", "one", "1000 5", "one:reply", b"\xc1"),
     "a session with another reply": ("HSET", "sessions", "one", "1000 5", "one:reply", b"\x91\x07"),
     "a session with no reply": ("HSET", "sessions", "one", "1000 5", "one:reply", b"\x07"),
-    "a hold of garbage": ("HSET", "holds", "due", b"\xc1"),
-    "a hold of a number": ("HSET", "holds", "due", b"\x07"),
-    "a hold of too little": ("HSET", "holds", "due", b"\x91\x07"),
-    "another hold of garbage": ("HSET", "holds", "confirmed", b"\xc1"),
-    "another hold of a number": ("HSET", "holds", "confirmed", b"\x07"),
-    "another hold of too little": ("HSET", "holds", "confirmed", b"\x91\x07"),
-    "a record of garbage": ("HSET", "requests", "rnew", b"\xc1"),
-    "a record of a number": ("HSET", "requests", "rnew", b"\x07"),
-    "an older record of garbage": ("HSET", "requests_before", "rs", b"\xc1"),
+    "a hold of garbage": ("HSET", "requests", "DUE", b"\xc1"),
+    "a hold of a number": ("HSET", "requests", "DUE", b"\x07"),
+    "a hold of something else": ("HSET", "requests", "DUE", b"\x91\x07"),
+    "a hold of too little": ("HSET", "requests", "DUE", b"\x91\x10"),
+    "another hold of garbage": ("HSET", "requests", "CONFIRMED", b"\xc1"),
+    "another hold of a number": ("HSET", "requests", "CONFIRMED", b"\x07"),
+    "another hold of something else": ("HSET", "requests", "CONFIRMED", b"\x91\x07"),
+    "another hold of too little": ("HSET", "requests", "CONFIRMED", b"\x91\x10"),
+    "a record of garbage": ("HSET", "requests", "=new", b"\xc1"),
+    "a record of a number": ("HSET", "requests", "=new", b"\x07"),
+    "an older record of garbage": ("HSET", "requests_before", "=s", b"\xc1"),
+    "a refund too many": ("HSET", "refunds", "7", "8"),
+    "a refund too few": ("HSET", "sale", "refunded", 2),
     "units of a user": ("HSET", "users", "a", "abc"),
 }  # fmt: skip
 
@@ -197,10 +201,8 @@ GARBAGE: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("what", GARBAGE)
 def test_value_that_nobody_can_read(busy: Busy, what: str) -> None:
     command, part, *values = GARBAGE[what]
-    places = {"due": busy.tokens[0], "confirmed": busy.tokens[2]}
-    if part == "holds":
-        values[0] = places[values[0]]
-    busy.store.do(command, busy.key(part), *values)
+    places = {"DUE": busy.tokens[0], "CONFIRMED": busy.tokens[2]}
+    busy.store.do(command, busy.key(part), *(places.get(value, value) for value in values))
     is_refused(busy, *busy.mixed)
 
 
@@ -210,7 +212,17 @@ SHORT_WAY = [
     if part in ("stock", "orders", "sessions")
     or (
         part == "sale"
-        and not {"items", "hold_s", "hold_total_s", "cursor", "restocked", "since", "since_before"} & {*values}
+        and not {
+            "items",
+            "hold_s",
+            "hold_total_s",
+            "cursor",
+            "restocked",
+            "since",
+            "since_before",
+            "refunded",
+        }
+        & {*values}
     )
 ]
 
@@ -257,14 +269,20 @@ def test_stock_gone_before_the_ledger_began_is_no_product(twins: Any, bare_store
     assert twins.tell_script(Batch("p", [Purchase("p", "a")], 1)) == [NOT_FOUND]
 
 
-@pytest.mark.parametrize("part", ["stock", "sale", "users", "holds", "deadlines", "items"])
+@pytest.mark.parametrize("part", ["stock", "sale", "users", "deadlines", "items", "requests", "requests_before"])
 def test_key_that_is_gone_is_not_an_empty_one(busy: Busy, part: str) -> None:
     busy.store.do("DEL", busy.key(part))
     is_refused(busy, *busy.mixed)
     is_refused(busy, Purchase("p", "z"))
 
 
-@pytest.mark.parametrize("part", ["buyers", "sessions", "orders", "requests", "requests_before", "refunds"])
+def test_refunds_that_are_gone_are_not_made_again(busy: Busy) -> None:
+    busy.store.do("DEL", busy.key("refunds"))
+    is_refused(busy, *busy.mixed)
+    assert isinstance(busy.tell(Purchase("p", "b"))[0], Success)
+
+
+@pytest.mark.parametrize("part", ["buyers", "sessions", "orders"])
 def test_key_that_may_be_gone(busy: Busy, part: str) -> None:
     """What is no longer kept, or was trimmed, is gone for good reasons."""
     busy.store.do("DEL", busy.key(part))
@@ -273,10 +291,10 @@ def test_key_that_may_be_gone(busy: Busy, part: str) -> None:
 
 def test_a_hold_that_is_gone_is_not_found_and_its_deadline_is_cleared(busy: Busy) -> None:
     """Its units stay held: nobody can say any more whose they are."""
-    busy.store.do("HDEL", busy.key("holds"), busy.tokens[2])
+    busy.store.do("HDEL", busy.key("requests"), busy.tokens[2])
     code = f"{busy.tokens[2]}.p"
     assert busy.tell(Confirm(code), Cancel(code), Extend(code, 1), sequence=1_001) == [Failed(HOLD_NOT_FOUND)] * 3
-    busy.twins.wait(DAY_S)
+    busy.twins.wait(1_000)
     assert busy.tell(Sweep("p"), sequence=1_002) == [Swept(more=False)]
     assert busy.store.do("EXISTS", busy.key("deadlines")) == 0
     assert busy.tell(GetStatus("p"), sequence=1_003) == Defective("one of its keys is gone")

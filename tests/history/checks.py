@@ -54,6 +54,7 @@ from tests.history.evidence import CLOCK_SLACK_MS, MAKES, Evidence, is_duplicate
 from tests.history.fold import begins_at, show
 from tests.history.record import Call, History
 
+HOLD = 16  # what the record of a hold begins with
 SENTENCES_MAX = 5  # of each check: one cause breaks much
 
 Check = Callable[[Evidence], Iterator[str]]
@@ -125,16 +126,20 @@ def keys_are_what_the_ledger_says(evidence: Evidence) -> Iterator[str]:
     yield from _differ("buyers", fold.buyers, found.buyers[sold_before:])
     units = {user: track.last for user, track in states.units.items() if track.last} if terms.limit else {}
     yield from _differ("users", units, found.users)
-    live = [hold for hold in fold.holds.values() if hold.ended is None]
+    # a hold that was neither confirmed nor cancelled is recorded; it stands while it has a deadline
+    recorded = {token: row for token, row in found.kept.items() if row[0] == HOLD}
     holds = [
         [
-            *(hold.held.user_id, hold.held.quantity, hold.held.item_id, hold.held.request_id, hold.version),
-            *(begins_at(hold.held.at_ms), hold.deadline.last),
+            *(HOLD, hold.held.user_id, hold.held.quantity, hold.held.item_id, hold.held.request_id, hold.version),
+            begins_at(hold.held.at_ms),
         ]
-        for hold in live
+        for hold in fold.holds.values()
+        if hold.ended is None or hold.ended.kind == Kind.EXPIRED
     ]
-    yield from _differ("holds", holds, sorted(found.holds.values(), key=lambda hold: hold[4]))
-    yield from _differ("deadlines", {token: hold[6] for token, hold in found.holds.items()}, found.deadlines)
+    yield from _differ("holds", holds, sorted(recorded.values(), key=lambda row: row[5]))
+    live = {hold.version: hold.deadline.last for hold in fold.holds.values() if hold.ended is None}
+    deadlines = {recorded[token][5] if token in recorded else token: at for token, at in found.deadlines.items()}
+    yield from _differ("deadlines", live, deadlines)
     taken = sorted(item for item, track in states.taken.items() if track.last)
     yield from _differ("items", taken, found.taken)
     if terms.numbered:
@@ -151,19 +156,22 @@ def _kept_answers_differ(evidence: Evidence) -> Iterator[str]:
     names = {1: 2, 2: 4, 3: 2}  # where a row of SUCCESS, HELD, CANCELLED has its version
 
     def named(row: list[int]) -> int:
-        return row[names[row[0]]] if row[0] in names else 0
+        return row[names[row[0]]] if row and row[0] in names else 0
 
-    requests = {name[1:]: named(row) for name, row in kept.items() if name.startswith("r")}
+    requests = {name[1:]: named(row) for name, row in kept.items() if name.startswith("=")}
     yield from _differ("requests", {name: changes[0].version for name, changes in evidence.effects.items()}, requests)
     ended = [hold.ended for hold in fold.holds.values() if hold.ended is not None]
-    wanted = Counter(0 if change.kind == Kind.EXPIRED else change.version for change in ended)
-    yield from _differ("ended holds", wanted, Counter(named(row) for name, row in kept.items() if name[0] == "h"))
-    holds = evidence.history.keys.holds
+    wanted = Counter(change.version for change in ended if change.kind != Kind.EXPIRED)
+    found = Counter(named(row) for name, row in kept.items() if name[0] != "=" and row[0] != HOLD)
+    yield from _differ("ended holds", wanted, found)
     for code, version in evidence.hold_of.items():
-        hold, token = fold.holds.get(version), token_of(code)
-        if hold is not None and hold.ended is None and (token not in holds or holds[token][4] != version):
-            yield f"the code {code} does not lead to {show(hold.held)}"
-        if hold is not None and hold.ended is not None and "h" + token not in kept:
+        hold, row = fold.holds.get(version), kept.get(token_of(code), [])
+        if hold is None:
+            continue
+        if hold.ended is None or hold.ended.kind == Kind.EXPIRED:
+            if row[:1] != [HOLD] or row[5] != version:
+                yield f"the code {code} does not lead to {show(hold.held)}"
+        elif named(row) != hold.ended.version:
             yield f"the code {code} does not lead to {show(hold.ended)}"
 
 

@@ -56,13 +56,13 @@ class Keys(Struct, frozen=True):
     """In order of purchase."""
     counters: dict[str, str]
     users: dict[str, int]
-    holds: dict[str, list[Any]]
-    """By token: user, quantity, item, request id, version, created at, expires at."""
     deadlines: dict[str, int]
+    """By token, of the holds that stand."""
     taken: list[int]
     """Items, ascending."""
     kept: dict[str, list[Any]]
-    """The first answers of request ids ('r' + id) and of ended holds ('h' + token), as rows of a reply."""
+    """The first answers of request ids ('=' + id), as rows of a reply. Under a token the answer with which it ended, or
+    the hold: 16, user, quantity, item, request id, version, created at."""
     refunds: dict[int, int]
 
 
@@ -108,7 +108,6 @@ async def read_store(client: Redis, product_id: str) -> tuple[list[Change], Keys
         pipe.hgetall(name["sale"])
         pipe.xrange(name["orders"])
         pipe.hgetall(name["users"])
-        pipe.hgetall(name["holds"])
         pipe.zrange(name["deadlines"], 0, -1, withscores=True)
         pipe.get(name["items"])
         pipe.eval(_KEPT, 1, name["requests"])
@@ -121,7 +120,6 @@ async def read_store(client: Redis, product_id: str) -> tuple[list[Change], Keys
             sale,
             orders,
             users,
-            holds,
             deadlines,
             items,
             requests,
@@ -136,7 +134,6 @@ async def read_store(client: Redis, product_id: str) -> tuple[list[Change], Keys
         buyers=[buyer.decode() for buyer in reversed(buyers)],
         counters={field.decode(): value.decode() for field, value in sale.items()},
         users={user.decode(): int(units) for user, units in users.items()},
-        holds={token.decode(): _unpack(hold) for token, hold in holds.items()},
         deadlines={token.decode(): int(deadline) for token, deadline in deadlines},
         taken=[
             index * 8 + bit + 1 for index, byte in enumerate(items or b"") for bit in range(8) if byte & (128 >> bit)

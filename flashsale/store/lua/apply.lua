@@ -4,18 +4,14 @@ if defect then
   return defective(defect)
 end
 
-local hold_values, deadline_values, ended, given_up = {}, {}, {}, {}
-for token in pairs(holds_touched) do
-  local hold = holds[token]
-  if hold then
-    hold_values[#hold_values + 1], hold_values[#hold_values + 2] = token, cmsgpack.pack(hold)
-    deadline_values[#deadline_values + 1], deadline_values[#deadline_values + 2] = hold[7], token
-    due = due == 0 and hold[7] or math.min(due, hold[7])
-  else
-    ended[#ended + 1] = token
-    if holds_touched[token] ~= PASSED then
-      given_up[#given_up + 1] = token
-    end
+local deadline_values, given_up = {}, {}
+for token, how in pairs(deadlines_touched) do
+  local at = deadlines[token]
+  if at then
+    deadline_values[#deadline_values + 1], deadline_values[#deadline_values + 2] = at, token
+    due = due == 0 and at or math.min(due, at)
+  elseif how ~= PASSED then
+    given_up[#given_up + 1] = token
   end
 end
 
@@ -24,9 +20,9 @@ local function write_due()
   if due == due_before then
     return
   elseif due == 0 then
-    redis.pcall('ZREM', KEYS[14], product)
+    redis.pcall('ZREM', KEYS[13], product)
   else
-    redis.pcall('ZADD', KEYS[14], due, product)
+    redis.pcall('ZADD', KEYS[13], due, product)
   end
   redis.pcall('HSET', KEYS[4], 'due', due)
 end
@@ -34,7 +30,7 @@ end
 if #changes == 0 then
   write_due()
   if passed > 0 then
-    redis.pcall('ZREMRANGEBYRANK', KEYS[8], 0, passed - 1) -- deadlines of nothing
+    redis.pcall('ZREMRANGEBYRANK', KEYS[7], 0, passed - 1) -- deadlines of nothing
   end
   reply[4] = epoch or ''
   return settle(reply)
@@ -43,26 +39,25 @@ end
 -- Is each key of the type that is to be written, and may this user do it?
 local function check()
   redis.call('LLEN', KEYS[2])
-  if #hold_values + #ended > 0 then
-    redis.call('HLEN', KEYS[7])
-    redis.call('ZCARD', KEYS[8])
+  if next(deadlines_touched) then
+    redis.call('ZCARD', KEYS[7])
   end
   if #kept_values > 0 then
-    redis.call('HLEN', KEYS[10])
+    redis.call('HLEN', KEYS[9])
   end
   if limit > 0 then
     redis.call('HLEN', KEYS[6])
   end
   if #refund_values > 0 then
-    redis.call('HLEN', KEYS[12])
+    redis.call('HLEN', KEYS[11])
   end
   if next(taken_touched) then
-    redis.call('STRLEN', KEYS[9])
+    redis.call('STRLEN', KEYS[8])
   end
-  return may('XADD', KEYS[5], '1-0', 'at', '') and may('HSET', KEYS[3], session, '') and may('HDEL', KEYS[7], '')
+  return may('XADD', KEYS[5], '1-0', 'at', '') and may('HSET', KEYS[3], session, '') and may('HDEL', KEYS[6], '')
     and may('SET', KEYS[1], '1') and may('LPUSH', KEYS[2], '') and may('LREM', KEYS[2], '1', '')
-    and may('ZADD', KEYS[8], '1', '') and may('ZREM', KEYS[8], '') and may('ZREMRANGEBYRANK', KEYS[8], '0', '0')
-    and may('BITFIELD', KEYS[9], 'SET', 'u1', '0', '1') and may('RENAME', KEYS[10], KEYS[11]) and may('EXPIREAT', KEYS[10], '1')
+    and may('ZADD', KEYS[7], '1', '') and may('ZREM', KEYS[7], '') and may('ZREMRANGEBYRANK', KEYS[7], '0', '0')
+    and may('BITFIELD', KEYS[8], 'SET', 'u1', '0', '1') and may('RENAME', KEYS[9], KEYS[10])
 end
 if not check() then
   return redis.error_reply(MAY_NOT)
@@ -109,38 +104,35 @@ call_many(counted, 'HSET', KEYS[6])
 call_many(gone, 'HDEL', KEYS[6])
 
 if passed > 0 then
-  redis.call('ZREMRANGEBYRANK', KEYS[8], 0, passed - 1) -- before any other change of the ranks
+  redis.call('ZREMRANGEBYRANK', KEYS[7], 0, passed - 1) -- before any other change of the ranks
 end
-call_many(hold_values, 'HSET', KEYS[7])
-call_many(deadline_values, 'ZADD', KEYS[8])
-call_many(ended, 'HDEL', KEYS[7])
-call_many(given_up, 'ZREM', KEYS[8])
+call_many(deadline_values, 'ZADD', KEYS[7])
+call_many(given_up, 'ZREM', KEYS[7])
 
 local bits = {}
 for item in pairs(taken_touched) do
   local n = #bits
   bits[n + 1], bits[n + 2], bits[n + 3], bits[n + 4] = 'SET', 'u1', item - 1, taken[item] and 1 or 0
 end
-call_many(bits, 'BITFIELD', KEYS[9])
+call_many(bits, 'BITFIELD', KEYS[8])
 
 if #kept_values > 0 then
-  local is_new = now_s >= since + REQUESTS_KEPT_S -- a generation; the one before the last has expired by now
-  if is_new then
-    if redis.call('EXISTS', KEYS[10]) == 1 then
-      redis.call('RENAME', KEYS[10], KEYS[11])
+  -- for a day at least after a hold's end, and not as long as one waits for its end that should have come long ago
+  if now_s >= since + REQUESTS_KEPT_S + math.max(hold_s, hold_total_s) and not more_due then
+    if since > 0 then
+      redis.call('RENAME', KEYS[9], KEYS[10])
     end
-    since_before, since = since, now_s
-    for _, value in ipairs({'since', now_s, 'since_before', since_before}) do
+    for _, value in ipairs({'since', now_s, 'since_before', since}) do
       counters[#counters + 1] = value
     end
   end
-  call_many(kept_values, 'HSET', KEYS[10])
-  if is_new then
-    redis.call('EXPIREAT', KEYS[10], since + 2 * REQUESTS_KEPT_S)
-  end
+  call_many(kept_values, 'HSET', KEYS[9])
 end
 
-call_many(refund_values, 'HSET', KEYS[12])
+if #refund_values > 0 then
+  call_many(refund_values, 'HSET', KEYS[11])
+  counters[#counters + 1], counters[#counters + 2] = 'refunded', refunded
+end
 
 for _, value in ipairs({'version', version, 'sold', sold, 'held', held}) do
   counters[#counters + 1] = value
@@ -159,7 +151,7 @@ end
 redis.call('HSET', KEYS[4], unpack(counters))
 write_due()
 if not begun then
-  redis.pcall('SADD', KEYS[13], product)
+  redis.pcall('SADD', KEYS[12], product)
 end
 
 if #changes < ASK_FROM or anyone_listens() then

@@ -1,10 +1,11 @@
--- Decides one batch for one product: the group commit's one round trip. The decision script is five files, loaded as
--- one: frame.lua reads the product, ledger.lua knows how changes are written, plain.lua is the short way for a crowd,
--- rules.lua decides request by request, apply.lua writes what was decided.
+-- Decides one batch for one product: the group commit's one round trip. The decision script is these files, loaded as
+-- one: frame.lua reads the product, ledger.lua knows how changes are written, plain.lua is the short way for a crowd.
+-- For all else known.lua reads what is needed, holds.lua returns what has expired, rules.lua and operator.lua are the
+-- rules, decide.lua goes by them request by request, and apply.lua writes what was decided.
 -- The rules themselves are in engine.py, in plain Python; what is here must do the same.
 --
--- KEYS  of the product: 1 stock   2 buyers   3 sessions   4 sale   5 orders   6 users   7 holds   8 deadlines   9 items
---       10 requests   11 requests_before   12 refunds; of all products: 13 products   14 products_due (store/keys.py)
+-- KEYS  of the product: 1 stock   2 buyers   3 sessions   4 sale   5 orders   6 users   7 deadlines   8 items
+--       9 requests   10 requests_before   11 refunds; of all products: 12 products   13 products_due (store/keys.py)
 -- ARGV  1 session      who sends: one server worker, one command of an operator
 --       2 sequence     of the batch within its session; the same when it is sent again
 --       3 fenced       '1': remember the sequence even when nothing changes

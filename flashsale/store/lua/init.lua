@@ -8,7 +8,7 @@
 -- Returns {buyers, holds} that stand in the way (nothing was changed), or {0, 0} when the sale is open.
 
 if ARGV[3] ~= '1' then
-  local buyers, holds = redis.call('LLEN', KEYS[2]), redis.call('HLEN', KEYS[7])
+  local buyers, holds = redis.call('LLEN', KEYS[2]), redis.call('ZCARD', KEYS[7])
   if buyers + holds > 0 then
     return {buyers, holds}
   end
@@ -20,7 +20,7 @@ local time = redis.call('TIME')
 local stock = ARGV[2]
 
 redis.call('SET', KEYS[1], stock) -- first: Redis refuses it when it is out of memory
-redis.call('DEL', KEYS[2], unpack(KEYS, 4, 12))
+redis.call('DEL', KEYS[2], unpack(KEYS, 4, 11))
 -- first what every batch reads: a small hash is searched from its beginning
 redis.call('HSET', KEYS[4], 'epoch', ARGV[4], 'version', version, 'sold', '0', 'held', '0', 'due', '0', 'state', 'open',
   'limit', ARGV[5], 'opens_at', ARGV[6], 'closes_at', ARGV[7], 'initial', stock, 'restocked', '0', 'hold_s', ARGV[8],
@@ -30,8 +30,8 @@ if ARGV[10] == '1' then
 end
 redis.call('XADD', KEYS[5], version .. '-0', 'at', string.format('%d%03d', time[1], math.floor(time[2] / 1000)),
   'changes', '[["opened",' .. stock .. ',"",' .. stock .. ']]')
-redis.call('SADD', KEYS[13], ARGV[1])
-redis.call('ZREM', KEYS[14], ARGV[1])
+redis.call('SADD', KEYS[12], ARGV[1])
+redis.call('ZREM', KEYS[13], ARGV[1])
 redis.pcall('PERSIST', KEYS[3]) -- those of a product that did not exist were to expire
 redis.pcall('PUBLISH', 'flashsale_events', '{"event":"opened","product_id":' .. cjson.encode(ARGV[1])
   .. ',"remaining":' .. stock .. ',"timestamp":' .. time[1] .. ',"quantity":' .. stock .. ',"version":' .. version

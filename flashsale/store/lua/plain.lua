@@ -37,7 +37,7 @@ if plain and (due == 0 or due > now_s) and limit == 0 and not items then
   redis.call('DECRBY', KEYS[1], granted)
   call_many(users, 'LPUSH', KEYS[2])
   if not begun then
-    redis.pcall('SADD', KEYS[13], product)
+    redis.pcall('SADD', KEYS[12], product)
   end
   if granted < ASK_FROM or anyone_listens() then
     for i = 1, granted do

@@ -3,12 +3,12 @@
 -- KEYS  as in frame.lua
 -- ARGV  1 product id   2 id of the first message of the ledger that is wanted   3 how many buyers, from the oldest, are
 --       known; '' when none are wanted   4 msgpack array of users whose units are wanted
--- Returns {types of the keys, stock, sale, first message, id of the last message ever, messages from that id on, count of
---   buyers, the newer ones, count of users, {user, units, …} of those wanted and those in the messages, holds, deadlines,
---   items, refunds, whether the product is listed, when it is due}; false for what is no key of that type.
+-- Returns {Unix time, types of the keys, stock, sale, first message, id of the last message ever, messages from that id on, count of
+--   buyers, the newer ones, count of users, {user, units, …} of those wanted and those in the messages, {token,
+--   deadline, …}, {token, record, …} of those with a deadline, items, refunds, whether the product is listed, when it is due}; false for what is no key of that type.
 
-local TYPES = {'string', 'list', 'hash', 'hash', 'stream', 'hash', 'hash', 'zset', 'string', 'hash', 'hash', 'hash', 'set',
-  'zset'}
+local CHUNK = 1000 -- unpack() puts its values on the C stack, which takes 8,000
+local TYPES = {'string', 'list', 'hash', 'hash', 'stream', 'hash', 'zset', 'string', 'hash', 'hash', 'hash', 'set', 'zset'}
 local types = {}
 for i, key in ipairs(KEYS) do
   types[i] = redis.call('TYPE', key).ok
@@ -49,7 +49,23 @@ for user in pairs(wanted) do
   users[#users + 1] = read(6, 'HGET', user)
 end
 
-return {types, read(1, 'GET'), read(4, 'HGETALL'), read(5, 'XRANGE', '-', '+', 'COUNT', 1), last_id, messages,
-  read(2, 'LLEN'), ARGV[3] ~= '' and read(2, 'LRANGE', 0, -1 - ARGV[3]), read(6, 'HLEN'), users, read(7, 'HGETALL'),
-  read(8, 'ZRANGE', 0, -1, 'WITHSCORES'), read(9, 'GET'), read(12, 'HGETALL'), read(13, 'SISMEMBER', ARGV[1]),
-  read(14, 'ZSCORE', ARGV[1])}
+local deadlines, records = read(7, 'ZRANGE', 0, -1, 'WITHSCORES') or {}, {}
+for from = 1, #deadlines, 2 * CHUNK do
+  local tokens = {}
+  for i = from, math.min(from + 2 * CHUNK - 1, #deadlines), 2 do
+    tokens[#tokens + 1] = deadlines[i]
+  end
+  local found = read(9, 'HMGET', unpack(tokens)) or {}
+  local found_before = read(10, 'HMGET', unpack(tokens)) or {}
+  for i, token in ipairs(tokens) do
+    local record = found[i] or found_before[i]
+    if record then
+      records[#records + 1], records[#records + 2] = token, record
+    end
+  end
+end
+
+return {tonumber(redis.call('TIME')[1]), types, read(1, 'GET'), read(4, 'HGETALL'), read(5, 'XRANGE', '-', '+', 'COUNT', 1), last_id, messages,
+  read(2, 'LLEN'), ARGV[3] ~= '' and read(2, 'LRANGE', 0, -1 - ARGV[3]), read(6, 'HLEN'), users, deadlines, records,
+  read(8, 'GET'), read(11, 'HGETALL'), read(12, 'SISMEMBER', ARGV[1]),
+  read(13, 'ZSCORE', ARGV[1])}
