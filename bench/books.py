@@ -10,7 +10,8 @@ from typing import cast
 
 from redis.asyncio import Redis
 
-from flashsale.domain import Change, Kind, ProductStatus
+from flashsale.domain.answers import ProductStatus
+from flashsale.domain.sale import Change, Kind
 from flashsale.store import keys
 from flashsale.store.encoding import decode_message
 

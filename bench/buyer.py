@@ -13,7 +13,7 @@ from typing import cast
 import msgspec
 
 from bench.load import CONNECTION_LOST, ECHO, NOT_SENT, REQUEST_COUNT_MAX, SOLD_OUT, SUCCESS
-from flashsale.domain import Purchase
+from flashsale.domain.requests import Purchase
 from flashsale.wire import HEADER_SIZE, MessageType, encode_request
 
 clock_ns = time.monotonic_ns

@@ -18,22 +18,10 @@ from bench.books import Books, read_ledger
 from bench.line import Line, Timings
 from bench.result import Result
 from bench.rig import Rig, on_rig
-from flashsale.domain import (
-    Answer,
-    Cancel,
-    Cancelled,
-    Confirm,
-    Expired,
-    Held,
-    Kind,
-    ProductStatus,
-    Reserve,
-    SoldOut,
-    Success,
-    Terms,
-    Unknown,
-    parse_order_id,
-)
+from flashsale.domain.answers import Answer, Cancelled, Expired, Held, ProductStatus, SoldOut, Success, Unknown
+from flashsale.domain.ids import parse_order_id
+from flashsale.domain.requests import Cancel, Confirm, Reserve
+from flashsale.domain.sale import Kind, Terms
 from flashsale.store import keys
 
 _PRODUCT_ID = "checkout"

@@ -14,7 +14,7 @@ from bench.options import json_option, plot_option
 from bench.report import print_result, print_table, print_targets, tell_step, write_json
 from bench.scenarios import checkout_command, retry_storm_command
 from flashsale.config import load_config, split_address
-from flashsale.domain import STOCK_MAX
+from flashsale.domain.bounds import STOCK_MAX
 from flashsale.errors import FlashsaleError
 
 _REQUEST_COUNT_DEFAULT = 1_000

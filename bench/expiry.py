@@ -23,7 +23,9 @@ from bench.report import Target, spread
 from bench.result import Result
 from bench.rig import Rig
 from flashsale.batching import Limits
-from flashsale.domain import Batch, Held, Reserve
+from flashsale.domain.answers import Held
+from flashsale.domain.batches import Batch
+from flashsale.domain.requests import Reserve
 from flashsale.errors import FlashsaleError
 from flashsale.store import keys
 from flashsale.store.engine import RedisEngine

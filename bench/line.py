@@ -11,7 +11,7 @@ from typing import Any, cast
 from bench.buyer import clock_ns
 from bench.load import Measured
 from bench.result import Result
-from flashsale.domain import Answer, Unavailable, Unknown
+from flashsale.domain.answers import Answer, Unavailable, Unknown
 from flashsale.errors import FlashsaleError
 from flashsale.wire import PAYLOAD_SIZE_MAX, ClientRequest, FrameReader, MessageType, decode_answer, encode_request
 

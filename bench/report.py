@@ -18,7 +18,7 @@ from bench.crowd import Progress as Tell
 from bench.load import Load
 from bench.result import PERCENTILES, Result
 from bench.storm import Manner, Storm
-from flashsale.domain import ProductStatus
+from flashsale.domain.answers import ProductStatus
 
 
 class Target(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from bench import expiry, proc
 from bench.load import SOLD_OUT, SUCCESS, Load
 from bench.report import Target, spread
 from bench.rig import Rig, on_rig, open_rig
-from flashsale.domain import PLAIN, Terms
+from flashsale.domain.sale import PLAIN, Terms
 from flashsale.errors import FlashsaleError
 
 _PRODUCT_ID = "rules"

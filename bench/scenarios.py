@@ -7,7 +7,7 @@ import click
 from bench import checkout, storm
 from bench.options import json_option, timeout_option
 from bench.report import print_checkout, print_storm, tell_step, write_json
-from flashsale.domain import HOLD_MAX_S, QUANTITY_MAX, STOCK_MAX
+from flashsale.domain.bounds import HOLD_MAX_S, QUANTITY_MAX, STOCK_MAX
 
 _COUNT_MAX = 1_000_000
 """Customers or purchases: each is kept until the check."""

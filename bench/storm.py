@@ -20,7 +20,8 @@ from bench.books import Books, read_ledger
 from bench.line import Line, Timings
 from bench.result import Result
 from bench.rig import Rig, on_rig
-from flashsale.domain import Answer, ProductStatus, Purchase, SoldOut, Success, Unknown
+from flashsale.domain.answers import Answer, ProductStatus, SoldOut, Success, Unknown
+from flashsale.domain.requests import Purchase
 from flashsale.errors import FlashsaleError
 
 Dial = Callable[[], Awaitable[Line]]

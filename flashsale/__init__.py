@@ -3,19 +3,16 @@
 from importlib.metadata import version
 
 from flashsale.client import Client
-from flashsale.domain import (
+from flashsale.domain.answers import (
     Answer,
     Busy,
     Cancelled,
     Closed,
     Expired,
     Failed,
-    FeedEvent,
     Held,
     ItemTaken,
-    Kind,
     LimitExceeded,
-    Mark,
     Mismatch,
     NotOpen,
     Paused,
@@ -25,6 +22,8 @@ from flashsale.domain import (
     Unavailable,
     Unknown,
 )
+from flashsale.domain.events import FeedEvent, Mark
+from flashsale.domain.sale import Kind
 
 __version__ = version("flashsale")
 __all__ = [

@@ -13,18 +13,9 @@ from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
-from flashsale.domain import (
-    BUSY,
-    NOT_EXECUTED,
-    UNKNOWN,
-    Ambiguous,
-    Answer,
-    Batch,
-    Defective,
-    NotExecuted,
-    Outcome,
-    Request,
-)
+from flashsale.domain.answers import BUSY, NOT_EXECUTED, UNKNOWN, Answer
+from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted, Outcome
+from flashsale.domain.requests import Request
 from flashsale.engine import Engine
 
 _log = logging.getLogger(__name__)

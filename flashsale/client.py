@@ -10,17 +10,9 @@ from types import TracebackType
 from typing import Self, cast
 from weakref import WeakSet
 
-from flashsale.domain import (
-    Answer,
-    BuyerRequest,
-    Cancel,
-    Confirm,
-    Extend,
-    FeedEvent,
-    GetStatus,
-    Purchase,
-    Reserve,
-)
+from flashsale.domain.answers import Answer
+from flashsale.domain.events import FeedEvent
+from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
 from flashsale.errors import AnswerTimeoutError, ConnectionLostError, FlashsaleError, ProtocolError
 from flashsale.subscriber import RECONNECT_PAUSE_S, Subscription
 from flashsale.wire import (

@@ -5,7 +5,7 @@ The shell (server.py) hands every segment to `receive`, submits the requests tha
 requests (protocol.md, "Pipelining and order"). What is pushed goes between them, frame by frame, and delays none.
 """
 
-from flashsale.domain import Answer, Failed
+from flashsale.domain.answers import Answer, Failed
 from flashsale.wire import (
     PAYLOAD_TOO_LARGE,
     ClientRequest,

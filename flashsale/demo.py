@@ -9,7 +9,7 @@ from contextlib import suppress
 from msgspec import Struct
 
 from flashsale.client import Client
-from flashsale.domain import Answer, SoldOut, Success
+from flashsale.domain.answers import Answer, SoldOut, Success
 from flashsale.errors import FlashsaleError
 from flashsale.store.admin import Admin
 

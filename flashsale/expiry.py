@@ -11,7 +11,8 @@ from itertools import count
 from typing import Protocol
 
 from flashsale.batching import Sink
-from flashsale.domain import NOT_FOUND, Answer, Request, Sweep, Swept
+from flashsale.domain.answers import NOT_FOUND, Answer, Swept
+from flashsale.domain.requests import Request, Sweep
 from flashsale.errors import FlashsaleError
 
 _log = logging.getLogger(__name__)

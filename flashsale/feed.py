@@ -17,7 +17,9 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from flashsale.domain import BUSY, NOT_EXECUTED, Page, Standing, Subscribe
+from flashsale.domain.answers import BUSY, NOT_EXECUTED
+from flashsale.domain.requests import Subscribe
+from flashsale.domain.sale import Page, Standing
 from flashsale.errors import StoreUnavailableError
 from flashsale.subscriptions import Cursor, FeedLimits, Subscriber, Subscriptions, Tail
 from flashsale.window import Window

@@ -15,7 +15,8 @@ from typing import cast
 from msgspec import Struct
 
 from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
-from flashsale.domain import BUSY, NOT_EXECUTED, Answer, Failed, Request, Subscribe
+from flashsale.domain.answers import BUSY, NOT_EXECUTED, Answer, Failed
+from flashsale.domain.requests import Request, Subscribe
 from flashsale.errors import ListenError
 from flashsale.feed import Feed
 from flashsale.subscriptions import Subscriber

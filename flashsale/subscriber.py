@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from flashsale.domain import NOT_FOUND, Answer, Busy, FeedEvent, Mark, Subscribe, Subscribed, Unavailable
+from flashsale.domain.answers import NOT_FOUND, Answer, Busy, Subscribed, Unavailable
+from flashsale.domain.events import FeedEvent, Mark
+from flashsale.domain.requests import Subscribe
 from flashsale.errors import ConnectionLostError, ProductNotFoundError, ProtocolError
 from flashsale.wire import (
     PAYLOAD_SIZE_MAX,

@@ -11,17 +11,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from flashsale.domain import (
-    BUSY,
-    NOT_EXECUTED,
-    NOT_FOUND,
-    Answer,
-    FeedEvent,
-    Mark,
-    Standing,
-    Subscribe,
-    Subscribed,
-)
+from flashsale.domain.answers import BUSY, NOT_EXECUTED, NOT_FOUND, Answer, Subscribed
+from flashsale.domain.events import FeedEvent, Mark
+from flashsale.domain.requests import Subscribe
+from flashsale.domain.sale import Standing
 from flashsale.window import Window
 from flashsale.wire import encode_feed_event
 

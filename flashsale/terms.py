@@ -5,7 +5,8 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from flashsale.domain import HOLD_MAX_S, ITEMS_MAX, STOCK_MAX, TIME_MAX, Terms
+from flashsale.domain.bounds import HOLD_MAX_S, ITEMS_MAX, STOCK_MAX, TIME_MAX
+from flashsale.domain.sale import Terms
 from flashsale.errors import InvalidValueError
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -83,3 +84,10 @@ def check_terms(stock: int, terms: Terms, now_s: int) -> None:
     for sentence, is_wrong in wrong.items():
         if is_wrong:
             raise InvalidValueError(sentence)
+
+
+def check_stock(value: str) -> int:
+    """Return the number of units, or raise InvalidValueError unless it is a whole number from 0 to STOCK_MAX."""
+    if value.isascii() and value.isdigit() and len(value) <= len(str(STOCK_MAX)) and int(value) <= STOCK_MAX:
+        return int(value)
+    raise InvalidValueError(f"'{value}' is not a stock: give a whole number of units from 0 to {STOCK_MAX}")

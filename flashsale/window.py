@@ -6,7 +6,9 @@ The frames lie one behind the other in one buffer, so that whoever stands at a v
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 
-from flashsale.domain import Change, FeedEvent, Kind, Mark, OrderRef, make_order_id
+from flashsale.domain.events import FeedEvent, Mark
+from flashsale.domain.ids import OrderRef, make_order_id
+from flashsale.domain.sale import Change, Kind
 from flashsale.wire import encode_feed_event
 
 _SOLD = frozenset({Kind.SOLD, Kind.CONFIRMED})

@@ -11,26 +11,11 @@ from typing import TypeAlias
 
 import msgspec
 
-from flashsale.domain import (
-    HOLD_NOT_FOUND,
-    REQUEST_ID_SIZE_MAX,
-    TOKEN_LENGTH,
-    Answer,
-    BuyerRequest,
-    Cancel,
-    ChangeEvent,
-    Confirm,
-    Event,
-    Extend,
-    FeedEvent,
-    GetStatus,
-    Purchase,
-    PurchaseEvent,
-    Reserve,
-    SoldOutEvent,
-    Subscribe,
-    token_of,
-)
+from flashsale.domain.answers import HOLD_NOT_FOUND, Answer
+from flashsale.domain.bounds import REQUEST_ID_SIZE_MAX
+from flashsale.domain.events import ChangeEvent, Event, FeedEvent, PurchaseEvent, SoldOutEvent
+from flashsale.domain.ids import TOKEN_LENGTH, token_of
+from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve, Subscribe
 
 PAYLOAD_SIZE_DEFAULT = 64 * 1024
 PAYLOAD_SIZE_MAX = 1024 * 1024

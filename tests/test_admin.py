@@ -11,31 +11,24 @@ from msgspec import structs
 from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
-from flashsale.domain import (
-    PLAIN,
-    STOCK_MAX,
-    Answer,
-    Batch,
+from flashsale.domain.answers import Answer, Held, ProductStatus, Success
+from flashsale.domain.batches import Batch
+from flashsale.domain.bounds import STOCK_MAX
+from flashsale.domain.events import ChangeEvent, PurchaseEvent, SoldOutEvent
+from flashsale.domain.requests import (
     Cancel,
-    ChangeEvent,
     Close,
     Confirm,
     Extend,
-    Held,
-    Kind,
     Pause,
-    ProductStatus,
     Purchase,
-    PurchaseEvent,
     Refund,
     Request,
     Reserve,
     Restock,
     Resume,
-    SoldOutEvent,
-    Success,
-    Terms,
 )
+from flashsale.domain.sale import PLAIN, Kind, Terms
 from flashsale.errors import (
     OutcomeUnknownError,
     ProductExistsError,

@@ -11,15 +11,13 @@ import pytest
 from msgspec import structs
 from redis.asyncio import Redis
 
-from flashsale.domain import (
-    Answer,
-    Batch,
+from flashsale.domain.answers import Answer, Cancelled, Held, Success
+from flashsale.domain.batches import Batch
+from flashsale.domain.requests import (
     Cancel,
-    Cancelled,
     Close,
     Confirm,
     Extend,
-    Held,
     Pause,
     Purchase,
     Refund,
@@ -27,9 +25,8 @@ from flashsale.domain import (
     Reserve,
     Restock,
     Resume,
-    Success,
-    Terms,
 )
+from flashsale.domain.sale import Terms
 from flashsale.errors import ProductNotFoundError, RefusedError, StoreUnavailableError
 from flashsale.store import audit as audit_module
 from flashsale.store.admin import Admin

@@ -13,25 +13,10 @@ from typing import Any
 import pytest
 
 from flashsale.batching import Batcher, Limits
-from flashsale.domain import (
-    BUSY,
-    NOT_EXECUTED,
-    NOT_FOUND,
-    UNKNOWN,
-    Ambiguous,
-    Answer,
-    Batch,
-    Defective,
-    GetStatus,
-    NotExecuted,
-    Outcome,
-    ProductStatus,
-    Purchase,
-    Request,
-    SoldOut,
-    Success,
-)
-from flashsale.engine import MemoryEngine
+from flashsale.domain.answers import BUSY, NOT_EXECUTED, NOT_FOUND, UNKNOWN, Answer, ProductStatus, SoldOut, Success
+from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted, Outcome
+from flashsale.domain.requests import GetStatus, Purchase, Request
+from flashsale.memory import MemoryEngine
 
 REFUSED = NotExecuted("refused")
 SILENT = Ambiguous("silent")

@@ -17,33 +17,21 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from flashsale.batching import Batcher, Sink
-from flashsale.domain import (
+from flashsale.domain.answers import (
     SOLD_OUT,
-    Ambiguous,
     Answer,
-    Batch,
-    Cancel,
     Cancelled,
-    Change,
-    Confirm,
     Expired,
-    Extend,
     Held,
-    Kind,
     LimitExceeded,
     Mismatch,
-    Outcome,
-    Pause,
     ProductStatus,
-    Purchase,
-    Request,
-    Reserve,
-    Restock,
-    Resume,
     SoldOut,
     Success,
-    Terms,
 )
+from flashsale.domain.batches import Ambiguous, Batch, Outcome
+from flashsale.domain.requests import Cancel, Confirm, Extend, Pause, Purchase, Request, Reserve, Restock, Resume
+from flashsale.domain.sale import Change, Kind, Terms
 from flashsale.server import TcpServer, bind
 from flashsale.store import scripts
 from flashsale.store.admin import Admin

@@ -20,14 +20,13 @@ import pytest
 import redis
 
 from flashsale import Client, __version__
-from flashsale.domain import (
-    Answer,
-    Batch,
+from flashsale.domain.answers import Answer, Held, Success
+from flashsale.domain.batches import Batch
+from flashsale.domain.requests import (
     Cancel,
     Close,
     Confirm,
     Extend,
-    Held,
     Pause,
     Purchase,
     Refund,
@@ -35,7 +34,6 @@ from flashsale.domain import (
     Reserve,
     Restock,
     Resume,
-    Success,
 )
 from flashsale.launch import ServerProcess
 from flashsale.store.embedded import EmbeddedStore

@@ -4,18 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
-from flashsale.domain import (
-    BUSY,
-    SOLD_OUT,
-    Failed,
-    FeedEvent,
-    GetStatus,
-    ProductStatus,
-    Purchase,
-    Subscribe,
-    Subscribed,
-    Success,
-)
+from flashsale.domain.answers import BUSY, SOLD_OUT, Failed, ProductStatus, Subscribed, Success
+from flashsale.domain.events import FeedEvent
+from flashsale.domain.requests import GetStatus, Purchase, Subscribe
 from flashsale.wire import (
     PAYLOAD_SIZE_DEFAULT,
     ClientRequest,

@@ -4,33 +4,26 @@ from typing import get_args
 
 import pytest
 
-from flashsale.domain import (
-    ID_SIZE_MAX,
-    STOCK_MAX,
-    TIME_MAX,
+from flashsale.domain.answers import Answer, Success
+from flashsale.domain.bounds import ID_SIZE_MAX, STOCK_MAX, TIME_MAX
+from flashsale.domain.events import PurchaseEvent, SoldOutEvent
+from flashsale.domain.ids import (
     TOKEN_LENGTH,
-    Answer,
-    Cancel,
-    Confirm,
-    Extend,
     OrderRef,
-    PurchaseEvent,
-    Refund,
-    SoldOutEvent,
-    Success,
     check_product_id,
-    check_stock,
     make_code,
     make_order_id,
     parse_order_id,
     token_of,
 )
+from flashsale.domain.requests import Cancel, Confirm, Extend, Refund
 from flashsale.errors import (
     ConfigError,
     FlashsaleError,
     InvalidValueError,
     ProductNotFoundError,
 )
+from flashsale.terms import check_stock
 
 
 @pytest.mark.parametrize(

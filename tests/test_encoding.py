@@ -5,7 +5,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from flashsale.domain import (
+from flashsale.domain.answers import (
     ALREADY_CONFIRMED,
     HOLD_NOT_FOUND,
     ITEM_NOT_FOUND,
@@ -14,46 +14,43 @@ from flashsale.domain import (
     ORDER_NOT_FOUND,
     SALE_IS_CLOSED,
     SOLD_OUT,
-    STOCK_MAX,
     STOCK_TOO_LARGE,
-    Ambiguous,
     Answer,
-    Batch,
-    Cancel,
     Cancelled,
-    Change,
     Changed,
-    Close,
     Closed,
-    Confirm,
-    Defective,
     Expired,
-    Extend,
     Failed,
-    GetStatus,
     Held,
     ItemTaken,
-    Kind,
     LimitExceeded,
     Mismatch,
     NotOpen,
-    OrderRef,
-    Pause,
     Paused,
     ProductStatus,
+    SoldOut,
+    Success,
+    Swept,
+)
+from flashsale.domain.batches import Ambiguous, Batch, Defective
+from flashsale.domain.bounds import STOCK_MAX
+from flashsale.domain.ids import OrderRef, make_code, make_order_id
+from flashsale.domain.requests import (
+    Cancel,
+    Close,
+    Confirm,
+    Extend,
+    GetStatus,
+    Pause,
     Purchase,
     Refund,
     Request,
     Reserve,
     Restock,
     Resume,
-    SoldOut,
-    Success,
     Sweep,
-    Swept,
-    make_code,
-    make_order_id,
 )
+from flashsale.domain.sale import Change, Kind
 from flashsale.store.encoding import decode_message, decode_reply, encode_batch
 
 TOKEN = "A" * 22

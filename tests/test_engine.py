@@ -2,24 +2,12 @@
 
 import pytest
 
-from flashsale.domain import (
-    NOT_FOUND,
-    SOLD_OUT,
-    Batch,
-    Change,
-    Confirm,
-    GetStatus,
-    Held,
-    Kind,
-    OrderRef,
-    Outcome,
-    ProductStatus,
-    Purchase,
-    Reserve,
-    Success,
-    make_order_id,
-)
-from flashsale.engine import MemoryEngine
+from flashsale.domain.answers import NOT_FOUND, SOLD_OUT, Held, ProductStatus, Success
+from flashsale.domain.batches import Batch, Outcome
+from flashsale.domain.ids import OrderRef, make_order_id
+from flashsale.domain.requests import Confirm, GetStatus, Purchase, Reserve
+from flashsale.domain.sale import Change, Kind
+from flashsale.memory import MemoryEngine
 
 
 def batch(sequence: int, *users: str, fenced: bool = False) -> Batch:

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from flashsale import expiry
-from flashsale.domain import BUSY, NOT_EXECUTED, NOT_FOUND, UNKNOWN, Answer, Request, Sweep, Swept
+from flashsale.domain.answers import BUSY, NOT_EXECUTED, NOT_FOUND, UNKNOWN, Answer, Swept
+from flashsale.domain.requests import Request, Sweep
 from flashsale.errors import StoreUnavailableError
 from flashsale.expiry import Sweeper
 

@@ -14,7 +14,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from flashsale.domain import Ambiguous, Defective, NotExecuted
+from flashsale.domain.batches import Ambiguous, Defective, NotExecuted
 from flashsale.store.faults import NOT_EXECUTED_CODES, RECONNECT_CODES, classify, error_code
 
 IN_SCRIPT = " script: 5a2c1a64, on @user_script:83."

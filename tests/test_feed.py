@@ -8,19 +8,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 import pytest
 
 from flashsale import feed as feed_module
-from flashsale.domain import (
-    BUSY,
-    NOT_EXECUTED,
-    NOT_FOUND,
-    Answer,
-    Change,
-    FeedEvent,
-    Kind,
-    Page,
-    Standing,
-    Subscribe,
-    Subscribed,
-)
+from flashsale.domain.answers import BUSY, NOT_EXECUTED, NOT_FOUND, Answer, Subscribed
+from flashsale.domain.events import FeedEvent
+from flashsale.domain.requests import Subscribe
+from flashsale.domain.sale import Change, Kind, Page, Standing
 from flashsale.errors import StoreUnavailableError
 from flashsale.feed import Feed
 from flashsale.subscriptions import FeedLimits

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from flashsale.domain import Answer, Batch, Change, Confirm, Held, Kind, Purchase, Refund, Request, Reserve, Success
+from flashsale.domain.answers import Answer, Held, Success
+from flashsale.domain.batches import Batch
+from flashsale.domain.requests import Confirm, Purchase, Refund, Request, Reserve
+from flashsale.domain.sale import Change, Kind
 from flashsale.errors import StoreUnavailableError
 from flashsale.store.admin import Admin
 from flashsale.store.durability import Durability

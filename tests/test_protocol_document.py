@@ -19,44 +19,33 @@ import pytest
 from msgspec import structs, to_builtins
 from redis.asyncio import Redis
 
-from flashsale import domain, server, wire
+from flashsale import server, wire
 from flashsale.batching import Limits
 from flashsale.client import Client
 from flashsale.config import Config
 from flashsale.connection import ServerConnection
-from flashsale.domain import (
-    Answer,
-    Batch,
+from flashsale.domain import answers, bounds
+from flashsale.domain.answers import Answer, Changed, Held, ProductStatus, Subscribed, Success, Swept
+from flashsale.domain.batches import Batch
+from flashsale.domain.events import FeedEvent, Mark, PurchaseEvent, SoldOutEvent
+from flashsale.domain.ids import TOKEN_LENGTH, OrderRef, make_code, make_order_id
+from flashsale.domain.requests import (
     Cancel,
-    Changed,
     Close,
     Confirm,
     Extend,
-    FeedEvent,
     GetStatus,
-    Held,
-    Kind,
-    Mark,
-    OrderRef,
     Pause,
-    ProductStatus,
     Purchase,
-    PurchaseEvent,
     Request,
     Reserve,
     Resume,
-    SoldOutEvent,
     Subscribe,
-    Subscribed,
-    Success,
-    Swept,
-    Terms,
-    make_code,
-    make_order_id,
 )
-from flashsale.engine import MemoryEngine
+from flashsale.domain.sale import PLAIN, Kind, Terms
 from flashsale.feed import FeedLimits
 from flashsale.launch import ServerProcess
+from flashsale.memory import MemoryEngine
 from flashsale.server import ServerLimits
 from flashsale.store import keys
 from flashsale.store.admin import Admin
@@ -78,7 +67,7 @@ from flashsale.wire import (
 TEXT = (Path(__file__).parent.parent / "protocol.md").read_text()
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 OPERATOR_ANSWERS = {Changed, Swept}
-OPERATOR_ERRORS = {domain.ORDER_NOT_FOUND, domain.SALE_IS_CLOSED, domain.STOCK_TOO_LARGE}
+OPERATOR_ERRORS = {answers.ORDER_NOT_FOUND, answers.SALE_IS_CLOSED, answers.STOCK_TOO_LARGE}
 REQUESTS: dict[str, type[Any]] = {
     "0x01 ATTEMPT_PURCHASE": Purchase,
     "0x02 RESERVE": Reserve,
@@ -128,7 +117,7 @@ def test_message_type_is_taken_from_the_client_as_the_table_says(row: list[str])
     message_type = int(row[0], 16)
     payload = b'{"product_id":"p","user_id":"u","code":"0123456789012345678901.p"}'
     requests = connection.receive(encode_frame(message_type, payload))
-    refused = encode_answer(message_type, domain.Failed(wire.UNKNOWN_MESSAGE_TYPE))
+    refused = encode_answer(message_type, answers.Failed(wire.UNKNOWN_MESSAGE_TYPE))
     assert (connection.data_to_send() != refused) == (row[2] == "yes")
     assert bool(requests) == (row[2] == "yes" and row[4] == "JSON")
 
@@ -164,20 +153,20 @@ def test_statuses_name_the_messages_that_name_them() -> None:
 def test_errors_are_those_of_the_code() -> None:
     constants = {
         value
-        for module in (wire, domain)
+        for module in (wire, answers)
         for name, value in vars(module).items()
         if name.isupper() and not name.startswith("_") and isinstance(value, str) and " " in value
     }
     bounded = {f"invalid {name}" for name in re.search(r"\(([\w|]+)\)", wire._BOUNDED.pattern)[1].split("|")}
     rows = {row[0].strip("`"): row[1] for row in table("Errors")}
-    assert set(rows) == constants - OPERATOR_ERRORS | bounded | {domain.UNAVAILABLE}
+    assert set(rows) == constants - OPERATOR_ERRORS | bounded | {answers.UNAVAILABLE}
     others = {
-        domain.OTHER_REQUEST: domain.Mismatch(),
-        domain.UNAVAILABLE: domain.Unavailable(),
-        domain.OUTCOME_UNKNOWN: domain.Unknown(),
+        answers.OTHER_REQUEST: answers.Mismatch(),
+        answers.UNAVAILABLE: answers.Unavailable(),
+        answers.OUTCOME_UNKNOWN: answers.Unknown(),
     }
     for text, status in rows.items():
-        answer = others.get(text, domain.Failed(text))
+        answer = others.get(text, answers.Failed(text))
         assert (answer.error, answer.__struct_config__.tag) == (text, status)
 
 
@@ -196,7 +185,7 @@ def test_connection_stays_open_after_an_error_as_the_table_says(data: bytes, err
     stays = {row[0].strip("`"): row[3] for row in table("Errors")}
     connection = ServerConnection(payload_size_max=1000)
     connection.receive(data)
-    assert connection.data_to_send() == encode_answer(data[0], domain.Failed(error))
+    assert connection.data_to_send() == encode_answer(data[0], answers.Failed(error))
     assert connection.closing == (stays[error] == "no")
 
 
@@ -216,14 +205,14 @@ def test_limits_are_those_of_the_code() -> None:
 def test_constants_are_those_of_the_code() -> None:
     documented = {row[0]: number(row[1]) for row in table("Limits", 1)}
     code = {
-        name: getattr(next(module for module in (wire, domain, server) if hasattr(module, name)), name)
+        name: getattr(next(module for module in (wire, bounds, server) if hasattr(module, name)), name)
         for name in documented
     }
     assert documented == code
     feed = structs.asdict(FeedLimits())
     assert {row[0]: number(row[1]) for row in table("Limits", 2)}.items() <= feed.items()
-    bounds = {name for name in vars(domain) if name.endswith("_MAX")} - {"TIME_MAX"}  # this is the operator's
-    assert bounds <= set(documented)
+    largest = {name for name in vars(bounds) if name.endswith("_MAX")} - {"TIME_MAX"}  # this is the operator's
+    assert largest <= set(documented)
 
 
 def test_numbers_in_the_text_are_the_defaults() -> None:
@@ -235,10 +224,10 @@ def test_numbers_in_the_text_are_the_defaults() -> None:
     assert f"up to {wire.PAYLOAD_SIZE_MAX:,}" in section("Frame")
     assert f"at most {ServerLimits().in_flight_count_max:,} at a time" in section("Writing a client")
     holds = section("Holds")
-    assert f"hold time is {domain.PLAIN.hold_s:,} seconds" in holds
-    assert f"from the RESERVE and is {domain.PLAIN.hold_total_s:,} seconds" in holds
-    assert f"returns {domain.SWEEP_COUNT_MAX:,} of them, and as many as {domain.LAZY_COUNT_MAX:,} more" in holds
-    assert f"A code is {domain.TOKEN_LENGTH} characters" in holds
+    assert f"hold time is {PLAIN.hold_s:,} seconds" in holds
+    assert f"from the RESERVE and is {PLAIN.hold_total_s:,} seconds" in holds
+    assert f"returns {bounds.SWEEP_COUNT_MAX:,} of them, and as many as {bounds.LAZY_COUNT_MAX:,} more" in holds
+    assert f"A code is {TOKEN_LENGTH} characters" in holds
 
 
 def test_package_version_is_the_last_of_the_history() -> None:
@@ -331,7 +320,7 @@ def test_an_ended_hold_tells_what_the_table_says(row: list[str]) -> None:
         engine.create("iphone15", 10)
         decide(engine, Reserve("iphone15", "user_0_0"))
         if before is None:
-            engine.now_ms = domain.PLAIN.hold_s * 1000
+            engine.now_ms = PLAIN.hold_s * 1000
         else:
             decide(engine, before)
         [answer] = decide(engine, asked)
@@ -363,14 +352,14 @@ def test_refusals_come_in_the_order_of_the_list() -> None:
         (1, "MISMATCH"),
         (1, "SUCCESS"),
         (2, "CLOSED"),
-        (3, domain.ITEM_NOT_FOUND),
-        (3, domain.ONE_ITEM_AT_A_TIME),
+        (3, answers.ITEM_NOT_FOUND),
+        (3, answers.ONE_ITEM_AT_A_TIME),
         (4, "SOLD_OUT"),
         (5, "LIMIT_EXCEEDED"),
         (6, "ITEM_TAKEN"),
         (7, "SUCCESS"),
     ]
-    names = [getattr(answer, "error", "") if type(answer) is domain.Failed else tag(answer) for answer in told]
+    names = [getattr(answer, "error", "") if type(answer) is answers.Failed else tag(answer) for answer in told]
     assert names == [name for _, name in expected]
     for position, name in expected:
         assert name in listed[position - 1] or (position, name) == (1, "SUCCESS")
@@ -388,12 +377,12 @@ def test_an_order_id_is_made_as_described() -> None:
 
 
 def test_answers_are_as_small_as_is_said() -> None:
-    longest = '"' * domain.ID_SIZE_MAX  # each takes two bytes in JSON
-    order = OrderRef(longest, "c0ffee00", domain.STOCK_MAX, domain.TIME_MAX * 1000)
+    longest = '"' * bounds.ID_SIZE_MAX  # each takes two bytes in JSON
+    order = OrderRef(longest, "c0ffee00", bounds.STOCK_MAX, bounds.TIME_MAX * 1000)
     largest: list[Answer] = [
-        Success(domain.STOCK_MAX, make_order_id(order), domain.STOCK_MAX, domain.ITEMS_MAX, duplicate=True),
-        Held(make_code("x" * 22, longest), domain.TIME_MAX, domain.STOCK_MAX, domain.STOCK_MAX, domain.ITEMS_MAX),
-        Subscribed(product_id=longest, version=domain.STOCK_MAX, epoch="c0ffee00"),
+        Success(bounds.STOCK_MAX, make_order_id(order), bounds.STOCK_MAX, bounds.ITEMS_MAX, duplicate=True),
+        Held(make_code("x" * 22, longest), bounds.TIME_MAX, bounds.STOCK_MAX, bounds.STOCK_MAX, bounds.ITEMS_MAX),
+        Subscribed(product_id=longest, version=bounds.STOCK_MAX, epoch="c0ffee00"),
     ]
     assert "all other answers are smaller than 1,024 bytes" in section("Frame")
     assert max(len(encode_answer(1, answer)) for answer in largest) < 1024

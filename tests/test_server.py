@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from flashsale.domain import BUSY, NOT_EXECUTED, Failed, FeedEvent, Purchase, Request, SoldOut, Subscribe, Subscribed
+from flashsale.domain.answers import BUSY, NOT_EXECUTED, Failed, SoldOut, Subscribed
+from flashsale.domain.events import FeedEvent
+from flashsale.domain.requests import Purchase, Request, Subscribe
 from flashsale.server import ServerLimits, Session, TcpServer
 from flashsale.subscriptions import Subscriber
 from flashsale.wire import (

@@ -10,7 +10,8 @@ import pytest
 import redis
 
 from flashsale import Client, FeedEvent
-from flashsale.domain import Answer, Busy, Failed, Subscribe, Subscribed
+from flashsale.domain.answers import Answer, Busy, Failed, Subscribed
+from flashsale.domain.requests import Subscribe
 from flashsale.errors import ConnectionLostError, ProductNotFoundError, ProtocolError
 from flashsale.launch import ServerProcess
 from flashsale.store.address import unix_url

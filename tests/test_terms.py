@@ -2,7 +2,8 @@
 
 import pytest
 
-from flashsale.domain import HOLD_MAX_S, ITEMS_MAX, PLAIN, STOCK_MAX, TIME_MAX, Terms
+from flashsale.domain.bounds import HOLD_MAX_S, ITEMS_MAX, STOCK_MAX, TIME_MAX
+from flashsale.domain.sale import PLAIN, Terms
 from flashsale.errors import InvalidValueError
 from flashsale.terms import Moment, check_terms, parse_duration, parse_moment, show_duration, show_moment
 

@@ -4,7 +4,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashsale.domain import Change, FeedEvent, Kind, OrderRef, make_order_id
+from flashsale.domain.events import FeedEvent
+from flashsale.domain.ids import OrderRef, make_order_id
+from flashsale.domain.sale import Change, Kind
 from flashsale.window import Window
 from flashsale.wire import FrameReader, MessageType, decode_feed_event
 

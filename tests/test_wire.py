@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashsale.domain import (
+from flashsale.domain.answers import (
     BUSY,
     HOLD_NOT_FOUND,
     NOT_EXECUTED,
@@ -18,35 +18,25 @@ from flashsale.domain import (
     SOLD_OUT,
     UNKNOWN,
     Answer,
-    Cancel,
     Cancelled,
-    ChangeEvent,
     Closed,
-    Confirm,
     Expired,
-    Extend,
     Failed,
-    FeedEvent,
-    GetStatus,
     Held,
     ItemTaken,
-    Kind,
     LimitExceeded,
-    Mark,
     Mismatch,
     NotOpen,
     Paused,
     ProductStatus,
-    Purchase,
-    PurchaseEvent,
-    Reserve,
     SoldOut,
-    SoldOutEvent,
-    Subscribe,
     Subscribed,
     Success,
-    make_code,
 )
+from flashsale.domain.events import ChangeEvent, FeedEvent, Mark, PurchaseEvent, SoldOutEvent
+from flashsale.domain.ids import make_code
+from flashsale.domain.requests import Cancel, Confirm, Extend, GetStatus, Purchase, Reserve, Subscribe
+from flashsale.domain.sale import Kind
 from flashsale.wire import (
     HEADER_SIZE,
     INVALID_JSON,

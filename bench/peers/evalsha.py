@@ -24,7 +24,9 @@ from redis.retry import Retry
 from bench.peers.life import live
 from bench.stage import home_config
 from flashsale.app import Store, open_store
-from flashsale.domain import UNKNOWN, Answer, Batch, Request
+from flashsale.domain.answers import UNKNOWN, Answer
+from flashsale.domain.batches import Batch
+from flashsale.domain.requests import Request
 from flashsale.server import Session, TcpServer
 from flashsale.store import keys, scripts
 from flashsale.store.encoding import Reply, decode_reply, encode_batch

@@ -17,7 +17,8 @@ from flashsale.cli.options import (
     with_admin,
 )
 from flashsale.config import Config
-from flashsale.domain import Event, Kind, PurchaseEvent, SoldOutEvent, Terms
+from flashsale.domain.events import Event, PurchaseEvent, SoldOutEvent
+from flashsale.domain.sale import Kind, Terms
 from flashsale.store.admin import Admin
 from flashsale.store.records import HoldRecord
 from flashsale.terms import show_duration, show_moment

@@ -13,10 +13,11 @@ import msgspec
 
 from flashsale import app
 from flashsale.config import Config, load_config
-from flashsale.domain import STOCK_MAX, check_product_id, check_stock, parse_order_id
+from flashsale.domain.bounds import STOCK_MAX
+from flashsale.domain.ids import check_product_id, parse_order_id
 from flashsale.errors import InvalidValueError
 from flashsale.store.admin import Admin
-from flashsale.terms import parse_duration, parse_moment
+from flashsale.terms import check_stock, parse_duration, parse_moment
 
 T = TypeVar("T")
 

@@ -20,18 +20,9 @@ from flashsale.cli.options import (
     with_admin,
 )
 from flashsale.config import Config
-from flashsale.domain import (
-    ORDER_NOT_FOUND,
-    PLAIN,
-    Changed,
-    Close,
-    OperatorRequest,
-    Pause,
-    Refund,
-    Restock,
-    Resume,
-    Terms,
-)
+from flashsale.domain.answers import ORDER_NOT_FOUND, Changed
+from flashsale.domain.requests import Close, OperatorRequest, Pause, Refund, Restock, Resume
+from flashsale.domain.sale import PLAIN, Terms
 from flashsale.errors import InvalidValueError, RefusedError
 from flashsale.store.admin import Admin
 from flashsale.terms import Moment, check_terms, show_duration, show_moment

@@ -12,23 +12,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from flashsale.domain import (
-    NOT_FOUND,
-    PLAIN,
-    Answer,
-    Batch,
-    Changed,
-    Defective,
-    Event,
-    Failed,
-    GetStatus,
-    NotExecuted,
-    OperatorRequest,
-    ProductStatus,
-    Request,
-    Terms,
-    make_code,
-)
+from flashsale.domain.answers import NOT_FOUND, Answer, Changed, Failed, ProductStatus
+from flashsale.domain.batches import Batch, Defective, NotExecuted
+from flashsale.domain.events import Event
+from flashsale.domain.ids import make_code
+from flashsale.domain.requests import GetStatus, OperatorRequest, Request
+from flashsale.domain.sale import PLAIN, Terms
 from flashsale.errors import (
     OutcomeUnknownError,
     ProductExistsError,

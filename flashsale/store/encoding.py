@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import structs
 
-from flashsale.domain import (
+from flashsale.domain.answers import (
     ALREADY_CONFIRMED,
     HOLD_NOT_FOUND,
     ITEM_NOT_FOUND,
@@ -18,49 +18,43 @@ from flashsale.domain import (
     ORDER_NOT_FOUND,
     SALE_IS_CLOSED,
     SOLD_OUT,
-    STOCK_MAX,
     STOCK_TOO_LARGE,
-    Ambiguous,
     Answer,
-    Batch,
-    Cancel,
     Cancelled,
-    Change,
     Changed,
-    Close,
     Closed,
-    Confirm,
-    Defective,
     Expired,
-    Extend,
     Failed,
-    GetStatus,
     Held,
     ItemTaken,
-    Kind,
     LimitExceeded,
     Mismatch,
     NotOpen,
-    OrderRef,
-    Outcome,
-    Pause,
     Paused,
     ProductStatus,
+    SoldOut,
+    Success,
+    Swept,
+)
+from flashsale.domain.batches import Ambiguous, Batch, Defective, Outcome
+from flashsale.domain.bounds import STOCK_MAX
+from flashsale.domain.ids import OrderRef, make_code, make_order_id, parse_order_id, token_of
+from flashsale.domain.requests import (
+    Cancel,
+    Close,
+    Confirm,
+    Extend,
+    GetStatus,
+    Pause,
     Purchase,
     Refund,
     Request,
     Reserve,
     Restock,
     Resume,
-    SoldOut,
-    Success,
     Sweep,
-    Swept,
-    make_code,
-    make_order_id,
-    parse_order_id,
-    token_of,
 )
+from flashsale.domain.sale import Change, Kind
 
 _DECIDED, _NOT_FOUND, _OVERTAKEN, _DEFECTIVE, _REFUSED, _ROWS = range(6)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from flashsale.domain import Ambiguous, Batch, NotExecuted, Outcome
+from flashsale.domain.batches import Ambiguous, Batch, NotExecuted, Outcome
 from flashsale.errors import FlashsaleError, StoreRefusedError, StoreUnavailableError
 from flashsale.store import scripts
 from flashsale.store.address import shown_url

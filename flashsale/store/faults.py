@@ -7,7 +7,7 @@ import re
 
 from redis.exceptions import RedisError, ResponseError
 
-from flashsale.domain import Ambiguous, Defective, NotExecuted
+from flashsale.domain.batches import Ambiguous, Defective, NotExecuted
 
 # Redis refuses these before the script's first write: nothing happened, and repeating is safe.
 NOT_EXECUTED_CODES = frozenset(

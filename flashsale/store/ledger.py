@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
-from flashsale.domain import Change, Kind, Page, Standing
+from flashsale.domain.sale import Change, Kind, Page, Standing
 from flashsale.errors import StoreUnavailableError
 from flashsale.store import keys
 from flashsale.store.address import shown_url

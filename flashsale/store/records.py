@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from flashsale.domain import PLAIN, Terms
+from flashsale.domain.sale import PLAIN, Terms
 
 
 class HoldRecord(Struct, frozen=True, array_like=True, tag=16):

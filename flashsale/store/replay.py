@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from flashsale.domain import Change, Kind
+from flashsale.domain.sale import Change, Kind
 from flashsale.store.records import HoldRecord
 
 _STATES = {Kind.PAUSED: "paused", Kind.RESUMED: "open", Kind.CLOSED: "closed"}

@@ -2,7 +2,8 @@ import pytest
 from msgspec import structs
 
 from bench.books import Books
-from flashsale.domain import Change, Kind, ProductStatus
+from flashsale.domain.answers import ProductStatus
+from flashsale.domain.sale import Change, Kind
 
 # 10 units: one is bought; of two holds of 2 units one is confirmed and the other expires.
 HONEST = [

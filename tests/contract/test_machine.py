@@ -13,17 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from msgspec import structs
 
-from flashsale import engine
-from flashsale.domain import (
-    Ambiguous,
-    Batch,
+from flashsale import memory
+from flashsale.domain.answers import Held, Success
+from flashsale.domain.batches import Ambiguous, Batch
+from flashsale.domain.ids import OrderRef, make_code, make_order_id, parse_order_id, token_of
+from flashsale.domain.requests import (
     Cancel,
     Close,
     Confirm,
     Extend,
     GetStatus,
-    Held,
-    OrderRef,
     Pause,
     Purchase,
     Refund,
@@ -31,14 +30,9 @@ from flashsale.domain import (
     Reserve,
     Restock,
     Resume,
-    Success,
     Sweep,
-    Terms,
-    make_code,
-    make_order_id,
-    parse_order_id,
-    token_of,
 )
+from flashsale.domain.sale import Terms
 from flashsale.store import scripts
 
 SEQUENCE_COUNT = 20 * settings.default.max_examples  # a sequence here is cheap
@@ -241,8 +235,8 @@ def pick(things: list[Any], which: int) -> Any:
 def test_no_sequence_of_operations_tells_the_engines_apart(
     make_twins: Callable[..., Any], start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "SWEEP_COUNT_MAX", 2)
-    monkeypatch.setattr(engine, "LAZY_COUNT_MAX", 3)
+    monkeypatch.setattr(memory, "SWEEP_COUNT_MAX", 2)
+    monkeypatch.setattr(memory, "LAZY_COUNT_MAX", 3)
     source = scripts.DECIDE.source.decode()
     for bound, small in BOUNDS.items():
         assert source.count(bound) == 1

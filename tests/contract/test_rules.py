@@ -8,59 +8,52 @@ from typing import Any
 
 import pytest
 
-from flashsale.domain import (
+from flashsale.domain.answers import (
     ALREADY_CONFIRMED,
     HOLD_NOT_FOUND,
     ITEM_NOT_FOUND,
-    ITEMS_MAX,
     NOT_FOUND,
     ONE_ITEM_AT_A_TIME,
     ORDER_NOT_FOUND,
-    PLAIN,
-    QUANTITY_MAX,
     SALE_IS_CLOSED,
     SOLD_OUT,
-    STOCK_MAX,
     STOCK_TOO_LARGE,
-    TOKEN_LENGTH,
-    Ambiguous,
     Answer,
-    Batch,
-    Cancel,
     Cancelled,
     Changed,
-    Close,
     Closed,
-    Confirm,
     Expired,
-    Extend,
     Failed,
-    GetStatus,
     Held,
     ItemTaken,
-    Kind,
     LimitExceeded,
     Mismatch,
     NotOpen,
-    OrderRef,
-    Pause,
     Paused,
     ProductStatus,
+    SoldOut,
+    Success,
+    Swept,
+)
+from flashsale.domain.batches import Ambiguous, Batch
+from flashsale.domain.bounds import ITEMS_MAX, QUANTITY_MAX, STOCK_MAX
+from flashsale.domain.ids import TOKEN_LENGTH, OrderRef, make_code, make_order_id, token_of
+from flashsale.domain.requests import (
+    Cancel,
+    Close,
+    Confirm,
+    Extend,
+    GetStatus,
+    Pause,
     Purchase,
     Refund,
     Request,
     Reserve,
     Restock,
     Resume,
-    SoldOut,
-    Success,
     Sweep,
-    Swept,
-    Terms,
-    make_code,
-    make_order_id,
-    token_of,
 )
+from flashsale.domain.sale import PLAIN, Kind, Terms
 
 DAY_S = 86_400
 KEPT_S = DAY_S + PLAIN.hold_total_s

@@ -8,31 +8,23 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from flashsale.domain import (
-    HOLD_NOT_FOUND,
-    NOT_FOUND,
-    PLAIN,
-    SOLD_OUT,
-    STOCK_MAX,
-    Batch,
+from flashsale.domain.answers import HOLD_NOT_FOUND, NOT_FOUND, SOLD_OUT, Failed, Success, Swept
+from flashsale.domain.batches import Batch, Defective, NotExecuted
+from flashsale.domain.bounds import STOCK_MAX
+from flashsale.domain.ids import token_of
+from flashsale.domain.requests import (
     Cancel,
     Confirm,
-    Defective,
     Extend,
-    Failed,
     GetStatus,
-    NotExecuted,
     Purchase,
     Refund,
     Request,
     Reserve,
     Restock,
-    Success,
     Sweep,
-    Swept,
-    Terms,
-    token_of,
 )
+from flashsale.domain.sale import PLAIN, Terms
 from flashsale.store import keys
 
 KEPT_S = 86_400 + PLAIN.hold_total_s

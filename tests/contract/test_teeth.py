@@ -5,16 +5,15 @@ from typing import Any
 
 import pytest
 
-from flashsale.domain import (
-    PLAIN,
-    Ambiguous,
-    Batch,
+from flashsale.domain.answers import Held
+from flashsale.domain.batches import Ambiguous, Batch
+from flashsale.domain.ids import make_code
+from flashsale.domain.requests import (
     Cancel,
     Close,
     Confirm,
     Extend,
     GetStatus,
-    Held,
     Pause,
     Purchase,
     Refund,
@@ -23,9 +22,8 @@ from flashsale.domain import (
     Restock,
     Resume,
     Sweep,
-    Terms,
-    make_code,
 )
+from flashsale.domain.sale import PLAIN, Terms
 from flashsale.store import scripts
 
 SCRIPT = scripts.DECIDE.source.decode()

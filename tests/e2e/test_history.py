@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from flashsale.domain import Close, Pause, Refund, Restock, Resume, Terms
+from flashsale.domain.requests import Close, Pause, Refund, Restock, Resume
+from flashsale.domain.sale import Terms
 from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin
 from tests.history.checks import check

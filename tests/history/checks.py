@@ -9,7 +9,7 @@ from itertools import islice, pairwise
 
 from msgspec import structs
 
-from flashsale.domain import (
+from flashsale.domain.answers import (
     ALREADY_CONFIRMED,
     HOLD_NOT_FOUND,
     ITEM_NOT_FOUND,
@@ -18,38 +18,38 @@ from flashsale.domain import (
     SALE_IS_CLOSED,
     Answer,
     Busy,
-    Cancel,
     Cancelled,
-    Change,
     Changed,
-    Close,
     Closed,
-    Confirm,
     Expired,
-    Extend,
     Failed,
-    GetStatus,
     Held,
     ItemTaken,
-    Kind,
     LimitExceeded,
     Mismatch,
     NotOpen,
-    Pause,
     Paused,
     ProductStatus,
+    SoldOut,
+    Success,
+    Unavailable,
+)
+from flashsale.domain.ids import parse_order_id, token_of
+from flashsale.domain.requests import (
+    Cancel,
+    Close,
+    Confirm,
+    Extend,
+    GetStatus,
+    Pause,
     Purchase,
     Refund,
     Request,
     Reserve,
     Restock,
     Resume,
-    SoldOut,
-    Success,
-    Unavailable,
-    parse_order_id,
-    token_of,
 )
+from flashsale.domain.sale import Change, Kind
 from tests.history.evidence import CLOCK_SLACK_MS, MAKES, Evidence, is_duplicate, version_of
 from tests.history.fold import begins_at, show
 from tests.history.record import Call, History

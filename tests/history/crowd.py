@@ -10,23 +10,9 @@ from itertools import count
 
 from msgspec import Struct, structs
 
-from flashsale.domain import (
-    Answer,
-    Cancel,
-    Change,
-    Confirm,
-    Extend,
-    Failed,
-    GetStatus,
-    Held,
-    OperatorRequest,
-    Purchase,
-    Request,
-    Reserve,
-    Success,
-    Unavailable,
-    Unknown,
-)
+from flashsale.domain.answers import Answer, Failed, Held, Success, Unavailable, Unknown
+from flashsale.domain.requests import Cancel, Confirm, Extend, GetStatus, OperatorRequest, Purchase, Request, Reserve
+from flashsale.domain.sale import Change
 from flashsale.errors import OutcomeUnknownError, RefusedError, StoreUnavailableError
 from flashsale.store.admin import Admin
 from flashsale.wire import FrameReader, decode_answer, encode_request

@@ -6,18 +6,13 @@ from itertools import accumulate
 
 from msgspec import structs
 
-from flashsale.domain import (
-    Answer,
+from flashsale.domain.answers import Answer, Cancelled, Changed, Held, Success
+from flashsale.domain.ids import OrderRef, make_order_id, parse_order_id
+from flashsale.domain.requests import (
     Cancel,
-    Cancelled,
-    Change,
-    Changed,
     Close,
     Confirm,
     Extend,
-    Held,
-    Kind,
-    OrderRef,
     Pause,
     Purchase,
     Refund,
@@ -25,10 +20,8 @@ from flashsale.domain import (
     Reserve,
     Restock,
     Resume,
-    Success,
-    make_order_id,
-    parse_order_id,
 )
+from flashsale.domain.sale import Change, Kind
 from tests.history.fold import Fold, begins_at
 from tests.history.record import Call, History
 

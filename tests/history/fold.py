@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct, field
 
-from flashsale.domain import SWEEP_COUNT_MAX, Change, Kind
+from flashsale.domain.bounds import SWEEP_COUNT_MAX
+from flashsale.domain.sale import Change, Kind
 from tests.history.record import Sale
 
 T = TypeVar("T")

@@ -7,7 +7,9 @@ import msgspec
 from msgspec import Struct
 from redis.asyncio import Redis
 
-from flashsale.domain import PLAIN, Answer, Change, Request, Terms
+from flashsale.domain.answers import Answer
+from flashsale.domain.requests import Request
+from flashsale.domain.sale import PLAIN, Change, Terms
 from flashsale.store import keys
 from flashsale.store.encoding import decode_message
 

@@ -2,7 +2,7 @@
 -- one: frame.lua reads the product, ledger.lua knows how changes are written, plain.lua is the short way for a crowd.
 -- For all else known.lua reads what is needed, holds.lua returns what has expired, rules.lua and operator.lua are the
 -- rules, decide.lua goes by them request by request, and apply.lua writes what was decided.
--- The rules themselves are in engine.py, in plain Python; what is here must do the same.
+-- The rules themselves are in memory.py, in plain Python; what is here must do the same.
 --
 -- KEYS  of the product: 1 stock   2 buyers   3 sessions   4 sale   5 orders   6 users   7 deadlines   8 items
 --       9 requests   10 requests_before   11 refunds; of all products: 12 products   13 products_due (store/keys.py)

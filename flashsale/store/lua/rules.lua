@@ -1,4 +1,4 @@
--- The rules for buyers, request by request: what engine.py says.
+-- The rules for buyers, request by request: what memory.py says.
 
 -- The first answer of a request that was seen before, or MISMATCH; nil when it is new. `id` is '=' and its request id.
 local function seen(id, asked)
