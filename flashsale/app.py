@@ -7,7 +7,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 import uvloop
@@ -15,7 +14,7 @@ from msgspec import Struct
 
 from flashsale import supervisor
 from flashsale.batching import Batcher, Limits
-from flashsale.config import Config, split_address
+from flashsale.config import Config, home_directory, split_address
 from flashsale.errors import ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
@@ -47,13 +46,13 @@ def open_store(config: Config) -> Iterator[Store]:
     """Hold the store of the settings for as long as the context lasts, starting the embedded one if it is that.
 
     Raises:
-        InvalidValueError: the address is none.
+        InvalidValueError: the address is none, or the directory.
         StoreUnavailableError: the embedded store does not start.
     """
     if config.redis is not None:
         yield Store(redis_url(config.redis), None)
         return
-    embedded = EmbeddedStore(Path(config.home))
+    embedded = EmbeddedStore(home_directory(config.home))
     embedded.acquire()
     try:
         yield Store(embedded.url, embedded)

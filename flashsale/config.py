@@ -3,6 +3,7 @@
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from msgspec import Struct, structs
 from flashsale.batching import Limits
 from flashsale.errors import ConfigError
 from flashsale.server import ServerLimits
+from flashsale.store.address import is_host
 from flashsale.store.durability import Durability
 from flashsale.wire import PAYLOAD_SIZE_MAX
 
@@ -62,7 +64,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "write_timeout_s": (1, 3600),
     "queue_count_max": (1, 10_000_000),
     "queue_size_max": (1, 2**40),
-    "batch_count_max": (1, 100_000),
+    "batch_count_max": (1, 10_000),  # a larger batch of holds could take the store longer than store_deadline_s
     "batch_size_max": (1, 2**30),
     "store_deadline_s": (0.3, 60),
     "queue_age_max_s": (0.3, 600),
@@ -83,14 +85,10 @@ def load_config(
         flags: by field; None means not given.
 
     Raises:
-        ConfigError: a file that cannot be read, an unknown name, a value of the wrong type or out of its range.
+        ConfigError: a file that cannot be read, an unknown name, a value that is empty, of the wrong type or out of
+            its range.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values |= tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from error
+    values = {} if path is None else _read_file(path)
     names = {f"FLASHSALE_{field.name.upper()}": field.name for field in structs.fields(Config)}
     for variable, name in (ENVIRONMENT | names).items():
         if environment.get(variable):
@@ -101,6 +99,9 @@ def load_config(
     if "home" in given:
         values.pop("redis", None)  # a flag says which store, whatever the environment says
     values |= given
+    for name, value in values.items():
+        if value == "":  # an unset variable of a shell, most likely: nobody shall guess which store was meant
+            raise ConfigError(f"{f'--{name}' if name in given else name} is empty: give it a value, or leave it out")
     try:
         config = msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
@@ -111,10 +112,25 @@ def load_config(
     return config
 
 
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+
+
 def split_address(value: str) -> tuple[str, int]:
     """Return host and port of HOST:PORT, :PORT or [IPV6]:PORT; raises ConfigError when it is none of these."""
     host, separator, port = value.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if separator and port.isascii() and port.isdigit() and int(port) <= 65_535:
+    if separator and port.isascii() and port.isdigit() and int(port) <= 65_535 and (not host or is_host(host)):
         return host, int(port)
-    raise ConfigError(f"'{value}' is not an address: give HOST:PORT, or :PORT for all interfaces")
+    raise ConfigError(f"{value!r} is not an address: give HOST:PORT, or :PORT for all interfaces")
+
+
+def home_directory(value: str) -> Path:
+    """Return the directory that the setting `home` names; raises ConfigError when there can be none of that name."""
+    with suppress(UnicodeEncodeError, RuntimeError):  # RuntimeError: there is no such user
+        if "\0" not in value and value.encode():  # it becomes part of a URL
+            return Path(value).expanduser()
+    raise ConfigError(f"{value!r} cannot be the directory of the embedded store: give another with --home")

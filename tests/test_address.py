@@ -33,7 +33,19 @@ def test_address_is_read_and_shown(given: str, url: str, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    ["http://localhost:6379", "localhost:port", "redis://localhost:99999", "valkey+unix:///x", "://", "redis://[::1"],
+    [
+        *(
+            "http://localhost:6379",
+            "localhost:port",
+            "redis://localhost:99999",
+            "valkey+unix:///x",
+            "://",
+            "redis://[::1",
+        ),
+        *("", ":", ":6379", "redis://", "redis://:6379", "redis:///2", "redis://user:pass@", "unix://"),  # where?
+        *("a..b:6379", "redis://a..b", "redis://a\0b", "unix:///a\0b"),
+        *("redis://h?no_such=1", "redis://h?retry=1", "redis://h?protocol=7"),
+    ],
 )
 def test_address_that_is_none_is_refused_with_a_sentence(given: str) -> None:
     with pytest.raises(InvalidValueError, match="is not a Redis address: give redis://"):

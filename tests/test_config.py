@@ -7,7 +7,7 @@ import pytest
 from msgspec import structs
 
 from flashsale.batching import Limits
-from flashsale.config import Config, load_config, split_address
+from flashsale.config import Config, home_directory, load_config, split_address
 from flashsale.errors import ConfigError
 from flashsale.server import ServerLimits
 from flashsale.store.durability import Durability
@@ -70,6 +70,14 @@ def test_empty_variable_is_not_a_value() -> None:
     assert load_config(environment={"REDIS_URL": "", "LISTEN_ADDR": "", "FLASHSALE_WORKERS": ""}) == Config()
 
 
+@pytest.mark.parametrize("name", ["home", "redis", "listen"])
+def test_empty_flag_or_key_of_the_file_is_refused_and_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--{name} is empty: give it a value, or leave it out$"):
+        load_config(environment={f"FLASHSALE_{name.upper()}": "x"}, flags={name: ""})
+    with pytest.raises(ConfigError, match=f"^{name} is empty"):
+        load_config(write(tmp_path, f'{name} = ""\n'), {})
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -85,6 +93,7 @@ def test_empty_variable_is_not_a_value() -> None:
         ("queue_count_max", "-1"),
         ("drain_timeout_s", "61"),
         ("durability", "strict"),
+        ("batch_count_max", "10001"),
     ],
 )
 def test_value_out_of_its_range_is_refused_and_named(name: str, value: str) -> None:
@@ -155,8 +164,21 @@ def test_address_is_split(value: str, expected: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "8080", "localhost", "localhost:", "localhost:http", "h:65536", "h:-1", "h:٣", "h: 1"]
+    "value",
+    [
+        *("", "8080", "localhost", "localhost:", "localhost:http", "h:65536", "h:-1", "h:٣", "h: 1"),
+        *("a..b:80", ".:80", "a" * 64 + ":80", "a\0b:80", "\udcff:80"),
+    ],
 )
 def test_address_that_is_none_is_refused_with_a_sentence(value: str) -> None:
     with pytest.raises(ConfigError, match="is not an address: give HOST:PORT, or :PORT for all interfaces"):
         split_address(value)
+
+
+def test_home_is_a_directory_or_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert home_directory("~/sales") == Path("/home/ann/sales")
+    assert home_directory("sales é") == Path("sales é")
+    for value in ("~no-such-user/sales", "a\0b", "/tmp/\udcff"):
+        with pytest.raises(ConfigError, match="cannot be the directory of the embedded store: give another"):
+            home_directory(value)

@@ -18,7 +18,7 @@ from flashsale.cli.look import buyers, holds, products, status, watch
 from flashsale.cli.options import store_options
 from flashsale.cli.sale import close, init, pause, refund, reset, restock, resume
 from flashsale.config import Config, load_config
-from flashsale.errors import ConfigError, FlashsaleError
+from flashsale.errors import FlashsaleError, InvalidValueError
 from flashsale.launch import ServerProcess, clean_environment, raise_descriptor_limit
 from flashsale.store.durability import Durability
 
@@ -140,7 +140,7 @@ def main() -> None:
     except OSError as error:
         click.echo(f"the system refused: {error.strerror or error}", err=True)
         code = 1
-    except ConfigError as error:
+    except InvalidValueError as error:
         click.echo(str(error), err=True)
         code = 2
     except FlashsaleError as error:
