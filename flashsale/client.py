@@ -6,14 +6,15 @@ What a subscriber hears is in subscriber.py: it has a connection of its own.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, cast
 from weakref import WeakSet
 
-from flashsale.domain.answers import Answer
+from flashsale.domain.answers import BUSY, Answer
 from flashsale.domain.events import FeedEvent
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
-from flashsale.errors import AnswerTimeoutError, ConnectionLostError, FlashsaleError, ProtocolError
+from flashsale.errors import AnswerTimeoutError, ConnectionLostError, FlashsaleError, NotSentError, ProtocolError
 from flashsale.subscriber import RECONNECT_PAUSE_S, Subscription
 from flashsale.wire import (
     PAYLOAD_SIZE_MAX,
@@ -23,6 +24,8 @@ from flashsale.wire import (
     encode_frame,
     encode_request,
 )
+
+_SHOWN_SIZE = 200  # bytes of an answer that an error tells
 
 
 class Client:
@@ -37,7 +40,9 @@ class Client:
 
     Every method that asks returns the server's answer, also when that is a refusal, such as Busy, Unavailable or Failed
     with the server's words, and raises:
-        ConnectionLostError: no connection could be made, or it broke before the answer (outcome unknown).
+        NotSentError: the request certainly was not executed: no connection could be made, it broke before the request
+            was sent, or the server had no room for it. To repeat it is safe, also without a request id.
+        ConnectionLostError, of which that is one: the connection broke before the answer: the outcome is unknown.
         AnswerTimeoutError: no answer within `timeout_s`: the outcome is unknown.
         ProtocolError: the server answered something else.
     """
@@ -56,7 +61,7 @@ class Client:
             host: its name or address.
             port: its TCP port.
             timeout_s: how long to wait for each answer.
-            connect_timeout_s: how long to keep trying to connect, while the server is not there.
+            connect_timeout_s: how long each request waits for a connection, while the server is not there.
         """
         self._host, self._port = host, port
         self._timeout_s, self._connect_timeout_s = timeout_s, connect_timeout_s
@@ -159,8 +164,11 @@ class Client:
         return subscription.events()
 
     async def ping(self, payload: bytes = b"") -> bytes:
-        """Return the payload as the server echoes it."""
-        return await self._exchange(encode_frame(MessageType.PING, payload))
+        """Return the payload as the server echoes it; ProtocolError when it says something else."""
+        echo = await self._exchange(encode_frame(MessageType.PING, payload))
+        if echo != payload:
+            raise ProtocolError(f"the server did not echo the PING: {echo[:_SHOWN_SIZE].decode(errors='replace')}")
+        return echo
 
     async def _ask(self, request: BuyerRequest) -> Answer:
         payload = await self._exchange(encode_request(request))
@@ -173,34 +181,40 @@ class Client:
         link = self._link
         if link is None or link.lost:
             link = await self._connect()
-        loop = asyncio.get_running_loop()
-        begun_at = loop.time()
+        begun_at = asyncio.get_running_loop().time()
+        answer = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await link.exchange(frame)
+                await link.writable.wait()
+                answer = link.send(frame)
+                return await answer
         except TimeoutError:
             if link.heard_at < begun_at:
                 link.close()  # all that time nothing came: there may be nobody at the other end
+            if answer is None:
+                raise NotSentError(f"the server took no more requests for {self._timeout_s} s") from None
             raise AnswerTimeoutError(f"no answer within {self._timeout_s} s") from None
 
     async def _connect(self) -> "_Link":
-        async with self._connecting:
-            if self._link is not None and not self._link.lost:
-                return self._link  # another task was faster
-            loop = asyncio.get_running_loop()
-            deadline = loop.time() + self._connect_timeout_s
-            while True:
-                if self._closed:
-                    raise ConnectionLostError("the client is closed")
-                try:
-                    async with asyncio.timeout_at(deadline):
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._connect_timeout_s  # also of those who wait for another task's attempt
+        reason = "no connection in time"
+        try:
+            async with asyncio.timeout_at(deadline), self._connecting:
+                while self._link is None or self._link.lost:
+                    if self._closed:
+                        raise NotSentError("the client is closed")
+                    try:
                         _, self._link = await loop.create_connection(_Link, self._host, self._port)
-                    return self._link
-                except OSError as error:  # also the time-out
-                    if loop.time() + RECONNECT_PAUSE_S >= deadline:
-                        reason = error.strerror or "no connection in time"
-                        raise ConnectionLostError(f"cannot reach {self._host}:{self._port}: {reason}") from error
-                await asyncio.sleep(RECONNECT_PAUSE_S)
+                    except OSError as error:
+                        reason = error.strerror or str(error)
+                        await asyncio.sleep(RECONNECT_PAUSE_S)
+                    else:
+                        if self._closed:  # meanwhile
+                            self._link.close()
+                return self._link
+        except TimeoutError:
+            raise NotSentError(f"cannot reach {self._host}:{self._port}: {reason}") from None
 
 
 class _Link(asyncio.Protocol):
@@ -210,20 +224,21 @@ class _Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader(PAYLOAD_SIZE_MAX)
         self._waiting: deque[tuple[int, asyncio.Future[bytes]]] = deque()  # by type
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self.writable = asyncio.Event()
+        """The server takes more; also set when the link is lost, so that nobody waits for it."""
+        self.writable.set()
         self._transport: asyncio.Transport | None = None
         self.lost = False
         self.heard_at = self._loop.time()
 
-    async def exchange(self, frame: bytes) -> bytes:
-        await self._writable.wait()
-        if self.lost or self._transport is None:
-            raise ConnectionLostError("the connection broke before the request was sent")
+    def send(self, frame: bytes) -> asyncio.Future[bytes]:
+        """Send a request; the answer comes with what is returned."""
+        if self.lost or self._transport is None or self._transport.is_closing():
+            raise NotSentError("the connection broke before the request was sent")
         answer: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting.append((frame[0], answer))
         self._transport.write(frame)
-        return await answer
+        return answer
 
     def close(self) -> None:
         self.lost = True
@@ -237,7 +252,7 @@ class _Link(asyncio.Protocol):
         self.heard_at = self._loop.time()
         for message_type, payload in self._reader.feed(data):
             if message_type == MessageType.NOTICE:
-                self._fail(ConnectionLostError(f"the server closes the connection: {payload.decode(errors='replace')}"))
+                self._fail(_read_notice(payload))
                 return
             if not self._waiting or self._waiting[0][0] != message_type:
                 self._fail(ProtocolError("the server answered something that was not asked"))
@@ -255,16 +270,25 @@ class _Link(asyncio.Protocol):
         self._fail(ConnectionLostError("the connection broke before the answer came: outcome unknown"))
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self.writable.clear()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self.writable.set()
 
     def _fail(self, error: FlashsaleError) -> None:
         """Close, and tell those who wait why."""
         self.close()
-        self._writable.set()
+        self.writable.set()
         for _, answer in self._waiting:
             if not answer.done():
                 answer.set_exception(error)
         self._waiting.clear()
+
+
+def _read_notice(payload: bytes) -> ConnectionLostError:
+    """Return what a NOTICE means to requests without an answer (protocol.md, "Life of a connection")."""
+    with suppress(ValueError):
+        if decode_answer(payload) == BUSY:  # it has read nothing
+            return NotSentError("the server has no room for another connection")
+    said = payload.decode(errors="replace")
+    return ConnectionLostError(f"the server closes the connection: {said}: outcome unknown")

@@ -49,7 +49,11 @@ class ListenError(FlashsaleError):
 
 
 class ConnectionLostError(FlashsaleError):
-    """The link to the flashsale server broke before the answer came: the outcome is unknown."""
+    """The link to the flashsale server broke: the outcome of a request is unknown, unless it is a NotSentError."""
+
+
+class NotSentError(ConnectionLostError):
+    """The request certainly reached no sale: to repeat it is safe, also without a request id."""
 
 
 class AnswerTimeoutError(FlashsaleError):

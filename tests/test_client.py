@@ -6,14 +6,15 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 import uvloop
 from msgspec import structs
 
-from flashsale import Busy, Cancelled, Client, Failed, Held, Mismatch, ProductStatus, SoldOut, Success
-from flashsale.errors import AnswerTimeoutError, ConnectionLostError, ProtocolError
+from flashsale import Cancelled, Client, Failed, Held, Mismatch, ProductStatus, SoldOut, Success
+from flashsale.errors import AnswerTimeoutError, ConnectionLostError, NotSentError, ProtocolError
 from flashsale.launch import ServerProcess
 
 PATIENCE_S = 30.0
@@ -151,6 +152,8 @@ async def test_a_payload_too_large_is_answered_and_the_next_request_has_a_new_co
         with suppress(ConnectionLostError):  # the server's end may be seen only now
             await client.ping()
         assert left(await client.purchase(product_id, "u")) == 4
+        with pytest.raises(ProtocolError, match="payload too large"):  # what the server says is no echo
+            await client.ping(b"p" * 70_000)
 
 
 async def test_a_server_that_is_full_says_so(start_server: StartServer, open_sale: Callable[[int], str]) -> None:
@@ -159,12 +162,10 @@ async def test_a_server_that_is_full_says_so(start_server: StartServer, open_sal
     async with Client(server.host, server.port) as inside, Client(server.host, server.port) as outside:
         assert left(await inside.purchase(product_id, "u")) == 4
         for _ in range(10):
-            try:
-                assert await outside.purchase(product_id, "u") == Busy()
-            except ConnectionLostError:  # the notice came and went before the request
-                continue
+            with pytest.raises(NotSentError):
+                await outside.purchase(product_id, "u")
         assert await inside.status(product_id) == ProductStatus(4, 1, version=2)
-        with pytest.raises((ConnectionLostError, ProtocolError)):  # and never some payload that was not sent
+        with pytest.raises(NotSentError):  # and never some payload that was not sent
             await outside.ping(b"payload")
 
 
@@ -227,11 +228,79 @@ async def test_a_caller_that_gives_up_leaves_the_others_their_answers(
 # Broken links
 
 
-async def test_a_server_that_is_not_there_is_a_lost_connection() -> None:
+async def test_a_server_that_is_not_there_was_sent_nothing() -> None:
     async with Client("127.0.0.1", 1, connect_timeout_s=0.3) as client:
         for _ in range(2):
-            with pytest.raises(ConnectionLostError, match=r"cannot reach 127\.0\.0\.1:1"):
+            with pytest.raises(NotSentError, match=r"cannot reach 127\.0\.0\.1:1"):
                 await client.purchase("p", "u")
+
+
+async def test_the_connect_time_out_is_everyones_own() -> None:
+    count, connect_timeout_s = 40, 0.1
+    async with Client("127.0.0.1", 1, connect_timeout_s=connect_timeout_s) as client:
+        async with asyncio.timeout(count * connect_timeout_s / 2):  # one after another they would take twice as long
+            outcomes = await asyncio.gather(*(client.ping() for _ in range(count)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {NotSentError}
+
+
+@pytest.fixture
+def hold_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[], "asyncio.Queue[asyncio.Event]"]:
+    """Hold up connections that are made; each is let through by the event that tells of it."""
+
+    def begin() -> "asyncio.Queue[asyncio.Event]":
+        loop, made = asyncio.get_running_loop(), asyncio.Queue[asyncio.Event]()
+        connect = loop.create_connection
+
+        async def make(*arguments: Any) -> Any:
+            transport, protocol = await connect(*arguments)
+            pass_on = asyncio.Event()
+            made.put_nowait(pass_on)
+            try:
+                await pass_on.wait()
+            except BaseException:
+                transport.abort()
+                raise
+            return transport, protocol
+
+        monkeypatch.setattr(loop, "create_connection", make)
+        return made
+
+    return begin
+
+
+async def test_who_stops_waiting_for_the_connection_stops_nobody_else(
+    server: ServerProcess, hold_up: Callable[[], "asyncio.Queue[asyncio.Event]"]
+) -> None:
+    made = hold_up()
+    async with Client(server.host, server.port, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S) as client:
+        connecting, waiting, gone = [asyncio.create_task(client.ping(name)) for name in (b"a", b"b", b"c")]
+        pass_on = await made.get()
+        gone.cancel()
+        await asyncio.sleep(0)
+        pass_on.set()
+        assert (await connecting, await waiting) == (b"a", b"b")
+        assert client._link is not None
+        client._link.close()
+        connecting, waiting = [asyncio.create_task(client.ping(name)) for name in (b"d", b"e")]
+        await made.get()
+        connecting.cancel()
+        (await made.get()).set()
+        assert await waiting == b"e"
+
+
+async def test_a_client_closed_while_it_connects_sends_nothing(
+    stand_in: Callable[..., Awaitable[int]], hold_up: Callable[[], "asyncio.Queue[asyncio.Event]"]
+) -> None:
+    made = hold_up()
+    client = Client("127.0.0.1", await stand_in(b"\x06\x00\x00\x00\x00"))
+    asking = asyncio.create_task(client.ping())
+    pass_on = await made.get()
+    client.close()
+    pass_on.set()
+    with pytest.raises(NotSentError, match="the client is closed"):
+        await asking
+    assert client._link is not None
+    assert client._link.lost
 
 
 async def test_requests_under_way_when_the_link_breaks_are_lost_and_never_sent_again(
@@ -249,6 +318,39 @@ async def test_requests_under_way_when_the_link_breaks_are_lost_and_never_sent_a
         assert {type(outcome) for outcome in outcomes} == {ConnectionLostError}
         await asyncio.to_thread(start_server, port=victim.port)
         assert left(await client.purchase(product_id, "next")) == 999, "a lost request was sent again"
+
+
+async def test_what_the_server_did_not_take_was_not_sent(start_server: StartServer) -> None:
+    server = await asyncio.to_thread(start_server)
+    payload = b"p" * 60_000
+    async with Client(server.host, server.port, timeout_s=PATIENCE_S) as patient:
+        async with Client(server.host, server.port, timeout_s=1) as hasty:
+            for client in (patient, hasty):
+                await client.ping()
+            os.kill(server.pid, signal.SIGSTOP)
+            tasks = [asyncio.create_task(patient.ping(payload)) for _ in range(400)]  # more than the kernel keeps
+            outcomes = await asyncio.gather(*(hasty.ping(payload) for _ in range(400)), return_exceptions=True)
+            assert [type(outcome) for outcome in (outcomes[0], outcomes[-1])] == [AnswerTimeoutError, NotSentError]
+        await asyncio.to_thread(server.kill)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in (outcomes[0], outcomes[-1])] == [ConnectionLostError, NotSentError]
+        assert "unknown" in str(outcomes[0])
+        assert "unknown" not in str(outcomes[-1])
+
+
+@pytest.mark.parametrize(
+    ("notice", "error"),
+    [(b'{"status":"BUSY"}', NotSentError), (b'{"status":"ERROR","error":"x"}', ConnectionLostError), (b"?" * 9, None)],
+)
+async def test_only_a_busy_notice_says_that_nothing_was_read(
+    stand_in: Callable[..., Awaitable[int]], notice: bytes, error: type[Exception] | None
+) -> None:
+    port = await stand_in(b"\x00\x00\x00\x00" + bytes([len(notice)]) + notice)
+    async with Client("127.0.0.1", port) as client:
+        with pytest.raises(ConnectionLostError) as raised:
+            await client.purchase("p", "u")
+    assert type(raised.value) is (error or ConnectionLostError)
+    assert ("outcome unknown" in str(raised.value)) is (error is not NotSentError)
 
 
 async def test_it_connects_again_when_the_server_is_back(
@@ -277,7 +379,7 @@ async def test_a_closed_client_is_closed(server: ServerProcess) -> None:
             await under_way
     finally:
         os.kill(server.pid, signal.SIGCONT)
-    with pytest.raises(ConnectionLostError):
+    with pytest.raises(NotSentError):
         await client.ping()
 
 
