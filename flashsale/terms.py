@@ -1,7 +1,7 @@
 """What an operator types when opening a sale: durations, moments, and whether they make sense together."""
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 
 from msgspec import Struct
 
@@ -59,9 +59,25 @@ def show_duration(seconds: int) -> str:
     return " ".join(parts[:2]) or "0s"
 
 
+def local_time(seconds: int) -> datetime | None:
+    """Return a moment in Unix seconds in the zone of this machine; None when no calendar has it.
+
+    The end of the year 9999 is in UTC where it would be the year 10000.
+    """
+    try:
+        moment = datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+    try:
+        return moment.astimezone()
+    except OverflowError:
+        return moment
+
+
 def show_moment(seconds: int) -> str:
-    """Return a moment in Unix seconds as ISO 8601 in the zone of this machine."""
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ")
+    """Return a moment in Unix seconds as ISO 8601; as the number that it is when no calendar has it."""
+    moment = local_time(seconds)
+    return moment.isoformat(" ") if moment else str(seconds)
 
 
 def check_terms(stock: int, terms: Terms, now_s: int) -> None:

@@ -233,6 +233,8 @@ async def test_a_sale_is_shown_with_its_terms(admin: Admin, engine: RedisEngine,
     ):
         await admin.init(product_id, 9, terms, force=True)
         assert (await admin.sale(product_id)).state == state == (await admin.status(product_id)).state
+        await admin.change(Pause(product_id) if state == "not_open" else Close(product_id))
+        assert (await admin.sale(product_id)).state == (await admin.status(product_id)).state
     with pytest.raises(ProductNotFoundError):
         await admin.sale(f"{product_id}-none")
 
@@ -347,10 +349,12 @@ async def test_events_are_told_as_they_come_and_other_messages_are_not(
     sold_out = {"event": "sold_out", "product_id": product_id, "timestamp": 6}
     async with asyncio.timeout(20), aclosing(admin.events()) as events:
         assert await anext(events) is None
-        for message in ("hello", "{}", '{"event":"other"}', b"\xff", json.dumps(purchase), json.dumps(sold_out)):
+        deep = b'{"event":"sold_out","product_id":"p","timestamp":1,"more":' + b"[" * 100_000
+        told = json.dumps(purchase).encode(), json.dumps(sold_out).encode()
+        for message in ("hello", "{}", '{"event":"other"}', b"\xff", deep, *told):
             await redis_client.publish("flashsale_events", message)
-        assert await anext(events) == PurchaseEvent(product_id, "ü", 0, 5)
-        assert await anext(events) == SoldOutEvent(product_id, 6)
+        assert await anext(events) == (PurchaseEvent(product_id, "ü", 0, 5), told[0])
+        assert await anext(events) == (SoldOutEvent(product_id, 6), told[1])
 
 
 async def test_every_kind_of_change_is_an_event(admin: Admin, engine: RedisEngine, product_id: str) -> None:
@@ -362,7 +366,7 @@ async def test_every_kind_of_change_is_an_event(admin: Admin, engine: RedisEngin
         await decide(engine, product_id, Extend(codes[0], 1_000), Confirm(codes[0]), Cancel(codes[1]))
         await admin.change(Restock(product_id, 3))
         await admin.change(Pause(product_id))
-        told = [event for event in [await anext(events) for _ in range(8)] if event is not None]
+        told = [heard[0] for heard in [await anext(events) for _ in range(8)] if heard is not None]
     assert [event.event if isinstance(event, ChangeEvent) else type(event) for event in told] == [
         Kind.OPENED,
         Kind.HELD,
@@ -377,28 +381,38 @@ async def test_every_kind_of_change_is_an_event(admin: Admin, engine: RedisEngin
 
 
 async def test_a_broken_subscription_is_told_and_made_again(admin: Admin, product_id: str, redis_client: Redis) -> None:
-    event = {"event": "sold_out", "product_id": product_id, "timestamp": 6}
+    message = json.dumps({"event": "sold_out", "product_id": product_id, "timestamp": 6}).encode()
     async with asyncio.timeout(20), aclosing(admin.events()) as events:
         assert await anext(events) is None
         for _ in range(3):
             await redis_client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             assert await anext(events) is None
-            await redis_client.publish("flashsale_events", json.dumps(event))
-            assert await anext(events) == SoldOutEvent(product_id, 6)
+            await redis_client.publish("flashsale_events", message)
+            assert await anext(events) == (SoldOutEvent(product_id, 6), message)
+
+
+async def test_who_may_not_subscribe_is_told_so(store_url: str, redis_client: Redis) -> None:
+    await redis_client.execute_command("ACL", "SETUSER", "deaf", "reset", "on", ">secret", "~product*", "+@all")
+    try:
+        async with Admin(store_url.replace("unix://", "unix://deaf:secret@")) as admin, asyncio.timeout(20):
+            with pytest.raises(StoreUnavailableError, match=r"refused: .*channel"):
+                await anext(admin.events())
+    finally:
+        await redis_client.execute_command("ACL", "DELUSER", "deaf")
 
 
 async def test_a_sale_where_nothing_happens_is_no_broken_subscription(
     store_url: str, product_id: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admin_module, "ANSWER_TIMEOUT_S", 0.3)
-    event = {"event": "sold_out", "product_id": product_id, "timestamp": 6}
+    message = json.dumps({"event": "sold_out", "product_id": product_id, "timestamp": 6}).encode()
     async with Admin(store_url) as admin, asyncio.timeout(20), aclosing(admin.events()) as events:
         assert await anext(events) is None
         told = asyncio.create_task(anext(events))
         await asyncio.sleep(1)
         assert not told.done()
-        await redis_client.publish("flashsale_events", json.dumps(event))
-        assert await told == SoldOutEvent(product_id, 6)
+        await redis_client.publish("flashsale_events", message)
+        assert await told == (SoldOutEvent(product_id, 6), message)
 
 
 # A store that is away

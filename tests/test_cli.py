@@ -406,6 +406,25 @@ def test_a_sale_that_opens_later_says_so(home: Path, product: str) -> None:
     assert pure["closes_at"] - pure["opens_at"] == 300
 
 
+def test_a_sale_may_end_with_the_calendar_in_every_zone(home: Path, product: str) -> None:
+    at = ("--home", str(home))
+    for zone in ("Asia/Tokyo", "America/New_York"):
+        opened = run("init", product, "1", "--closes-at", "9999-12-31T23:59:59Z", *at, TZ=zone)
+        assert said(opened).splitlines()[1].startswith("  closes 9999-12-31 ")
+        assert "Window:            to 9999-12-31 " in said(run("status", product, *at, TZ=zone))
+
+
+def test_moments_that_no_calendar_has_are_shown_all_the_same(home: Path, store: "redis.Redis", product: str) -> None:
+    at = ("--home", str(home))
+    said(run("init", product, "2", *at))
+    asyncio.run(decide(home, product, Reserve(product, "a")))
+    store.hset(f"product:{product}:sale", "closes_at", 10**13)
+    [(token, _)] = store.zrange(f"product:{product}:deadlines", 0, -1, withscores=True)
+    store.zadd(f"product:{product}:deadlines", {token: 10**13})
+    assert "Window:            to 10000000000000\n" in said(run("status", product, *at))
+    assert said(run("holds", product, *at)).splitlines()[-1].split()[-2:] == ["-", "a"]
+
+
 # The audit
 
 
@@ -758,6 +777,29 @@ async def test_watch_follows_the_sales_as_they_happen(
         assert process.stdout is not None
         assert process.stderr is not None
         assert (process.stdout.read(), process.stderr.read()) == ("", "")
+
+
+async def test_watch_goes_on_behind_messages_that_make_no_sense(
+    product: str, store: "redis.Redis", watch: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    text, pure = watch(product), watch("--json", product)
+    messages = [
+        b'{"event":"sold_out","product_id":"%b","timestamp":%d}' % (product.encode(), timestamp)
+        for timestamp in (999_999_999_999_999, 10**30, -(10**15))
+    ]
+    messages.append(b'{"event":"sold_out","product_id":"%b","timestamp":5,"more":"\xff"}' % product.encode())
+    for process in (text, pure):
+        assert process.stderr is not None
+        assert await asyncio.to_thread(process.stderr.readline) == "watching…\n"
+    for message in messages:
+        store.publish("flashsale_events", message)
+    assert text.stdout is not None
+    assert pure.stdout is not None
+    for message in messages:
+        clock, _, rest = (await asyncio.to_thread(text.stdout.readline)).partition("  ")
+        assert rest == f"{product}  sold out\n"
+        assert (clock == "--:--:--") == (message != messages[-1])
+        assert await asyncio.to_thread(pure.stdout.readline) == message.decode(errors="replace") + "\n"
 
 
 async def test_watch_tells_every_change(

@@ -1,11 +1,14 @@
 """What an operator types about a sale: each duration and moment, and terms that make no sense."""
 
+import time
+from collections.abc import Callable, Iterator
+
 import pytest
 
 from flashsale.domain.bounds import HOLD_MAX_S, ITEMS_MAX, STOCK_MAX, TIME_MAX
 from flashsale.domain.sale import PLAIN, Terms
 from flashsale.errors import InvalidValueError
-from flashsale.terms import Moment, check_terms, parse_duration, parse_moment, show_duration, show_moment
+from flashsale.terms import Moment, check_terms, local_time, parse_duration, parse_moment, show_duration, show_moment
 
 NOW_S = 1_764_000_000
 
@@ -66,8 +69,30 @@ def test_what_is_no_moment_is_told_why(text: str, reason: str) -> None:
         parse_moment(text)
 
 
-def test_a_moment_is_shown_as_it_can_be_typed() -> None:
-    assert parse_moment(show_moment(NOW_S)) == Moment(NOW_S)
+@pytest.fixture
+def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Be in another zone."""
+
+    def move(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield move
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("name", ["UTC", "Asia/Tokyo", "America/New_York"])
+def test_a_moment_is_shown_as_it_can_be_typed(zone: Callable[[str], None], name: str) -> None:
+    zone(name)
+    for seconds in (0, NOW_S, TIME_MAX - 1, TIME_MAX):  # at the end it is the year 10000 in Tokyo
+        assert parse_moment(show_moment(seconds)) == Moment(seconds)
+
+
+def test_a_moment_that_no_calendar_has_is_shown_as_a_number() -> None:
+    for seconds in (TIME_MAX + 1, 10**15, 10**30, -(10**30)):  # somebody else wrote it into the store
+        assert local_time(seconds) is None
+        assert show_moment(seconds) == str(seconds)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The commands that look at sales and change nothing."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import TypeVar
 
 import click
@@ -21,8 +20,7 @@ from flashsale.domain.events import Event, PurchaseEvent, SoldOutEvent
 from flashsale.domain.sale import Kind, Terms
 from flashsale.store.admin import Admin
 from flashsale.store.records import HoldRecord
-from flashsale.terms import show_duration, show_moment
-from flashsale.wire import decode_event
+from flashsale.terms import local_time, show_duration, show_moment
 
 T = TypeVar("T")
 
@@ -126,13 +124,13 @@ def holds(config: Config, product_id: str, *, as_json: bool) -> None:
 
 def _told_hold(code: str, hold: HoldRecord, expires_at: int, now_s: int) -> tuple[str, ...]:
     left_s = expires_at - now_s
-    at = datetime.fromtimestamp(expires_at, UTC).astimezone()
+    at = local_time(expires_at)
     return (
         printable(code),
         str(hold.quantity),
         str(hold.item_id or "-"),
         show_duration(left_s) if left_s > 0 else "over",
-        at.strftime("%H:%M:%S" if left_s < 86_400 else "%d %b %H:%M"),
+        at.strftime("%H:%M:%S" if left_s < 86_400 else "%d %b %H:%M") if at else "-",
         printable(hold.user_id),
     )
 
@@ -159,17 +157,14 @@ def watch(config: Config, product_id: str | None, *, as_json: bool) -> None:
 
     async def follow(admin: Admin) -> None:
         started = False
-        async for message in admin.messages():
-            if message is None:
+        async for heard in admin.events():
+            if heard is None:
                 click.echo("the link broke; sales in between are not shown" if started else "watching…", err=True)
                 started = True
                 continue
-            try:
-                event = decode_event(message)
-            except ValueError:
-                continue  # somebody else's message on the channel
+            event, message = heard
             if product_id is None or event.product_id == product_id:
-                click.echo(message.decode() if as_json else _told(event))
+                click.echo(message.decode(errors="replace") if as_json else _told(event))
 
     try:
         with_admin(config, follow)
@@ -182,7 +177,8 @@ async def _collect(items: AsyncIterator[T]) -> list[T]:
 
 
 def _told(event: Event) -> str:
-    clock = datetime.fromtimestamp(event.timestamp, UTC).astimezone().strftime("%H:%M:%S")
+    at = local_time(event.timestamp)
+    clock = at.strftime("%H:%M:%S") if at else "--:--:--"
     return f"{clock}  {printable(event.product_id)}  {_said(event)}"
 
 

@@ -4,12 +4,12 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from flashsale.domain.answers import NOT_FOUND, Answer, Changed, Failed, ProductStatus
@@ -124,17 +124,16 @@ class Admin:
         return answer
 
     async def sale(self, product_id: str) -> Sale:
-        """Return a sale as it stands at one instant, with its terms; raises ProductNotFoundError."""
-        await self.status(product_id)  # returns expired holds to stock, and finds keys that are not what they should be
+        """Return a sale with its terms, its counters at one instant; raises ProductNotFoundError."""
+        status = await self.status(product_id)  # also finds keys that are not what they should be
         async with self._errors(), self._redis.pipeline(transaction=True) as step:
-            step.time()
             step.get(keys.key(product_id, "stock"))
             step.llen(keys.key(product_id, "buyers"))
             step.hgetall(keys.key(product_id, "sale"))
-            (now_s, _), stock, buyer_count, fields = await step.execute()
+            stock, buyer_count, fields = await step.execute()
         if stock is None:
             raise ProductNotFoundError(product_id)
-        return read_sale(int(now_s), int(stock), buyer_count, fields)
+        return read_sale(int(stock), buyer_count, fields, status.state)
 
     async def _decide(self, request: Request) -> Answer:
         """Have one request decided by the engine, as a batch of its own."""
@@ -264,17 +263,8 @@ class Admin:
             listed = await cast("Awaitable[set[bytes]]", self._redis.smembers(keys.PRODUCTS))
         return sorted({*await self.products(), *(name.decode(errors="replace") for name in listed)})
 
-    async def events(self) -> AsyncIterator[Event | None]:
-        """Yield sale events as they are published, for ever; None as in `messages`."""
-        async for message in self.messages():
-            if message is None:
-                yield None
-                continue
-            with suppress(ValueError):  # somebody else's message on the channel
-                yield decode_event(message)
-
-    async def messages(self) -> AsyncIterator[bytes | None]:
-        """Yield what is published on the channel of events, for ever.
+    async def events(self) -> AsyncIterator[tuple[Event, bytes] | None]:
+        """Yield sale events as they are published, each with the message that told it, for ever.
 
         Yields None whenever the subscription starts: at first, and after each broken link, in which events may have
         been missed (pub/sub forgets; the keys are the truth).
@@ -292,7 +282,13 @@ class Admin:
                     if message["type"] == "subscribe":
                         yield None
                     elif message["type"] == "message":
-                        yield message["data"]
+                        try:
+                            event = decode_event(message["data"])
+                        except (ValueError, RecursionError):
+                            continue  # somebody else's message on the channel
+                        yield event, message["data"]
+            except NoPermissionError as error:  # waiting would not help
+                raise StoreUnavailableError(f"Redis at {shown_url(self._url)} refused: {error}") from error
             except (RedisError, OSError):
                 await asyncio.sleep(_RESUBSCRIBE_PAUSE_S)
             finally:

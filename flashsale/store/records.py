@@ -51,14 +51,14 @@ class Sale(Struct, frozen=True, kw_only=True):
     """Of its last change; 0 while its stock was set by hand and nothing has changed since."""
 
 
-def read_sale(now_s: int, stock: int, buyer_count: int, fields: Mapping[bytes, bytes]) -> Sale:
+def read_sale(stock: int, buyer_count: int, fields: Mapping[bytes, bytes], state: str) -> Sale:
     """Return the sale that these are the keys of.
 
     Args:
-        now_s: the store's clock.
         stock: of its stock key.
         buyer_count: the length of its list.
         fields: of its hash `sale`; empty when its stock was set by hand.
+        state: as the decision script has answered it, whose clock and rule they are.
     """
 
     def number(name: str, default: int = 0) -> int:
@@ -72,11 +72,6 @@ def read_sale(now_s: int, stock: int, buyer_count: int, fields: Mapping[bytes, b
         hold_total_s=number("hold_total_s", PLAIN.hold_total_s),
         numbered=b"items" in fields,
     )
-    state = fields.get(b"state", b"open").decode()
-    if 0 < terms.closes_at <= now_s:
-        state = "closed"
-    elif state == "open" and now_s < terms.opens_at:
-        state = "not_open"
     return Sale(
         remaining=max(stock, 0),
         sold=number("sold") if fields else buyer_count,
