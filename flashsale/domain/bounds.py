@@ -28,7 +28,7 @@ TIME_MAX = 253_402_300_799
 REQUESTS_KEPT_S = 86_400
 """For at least so long a request id finds its first answer, and an ended hold tells how it ended."""
 
-SWEEP_COUNT_MAX = 512
+SWEEP_COUNT_MAX = 256
 """Expired holds that each batch returns to stock before it decides anything: bounds how long one call may take."""
 
 LAZY_COUNT_MAX = 4_096

@@ -36,7 +36,7 @@ from flashsale.domain.answers import (
     Swept,
 )
 from flashsale.domain.batches import Ambiguous, Batch
-from flashsale.domain.bounds import ITEMS_MAX, QUANTITY_MAX, STOCK_MAX
+from flashsale.domain.bounds import ITEMS_MAX, LAZY_COUNT_MAX, QUANTITY_MAX, STOCK_MAX, SWEEP_COUNT_MAX
 from flashsale.domain.ids import TOKEN_LENGTH, OrderRef, make_code, make_order_id, token_of
 from flashsale.domain.requests import (
     Cancel,
@@ -430,14 +430,14 @@ def fill(sale: Sale, count: int, **terms: Any) -> list[Held]:
 
 
 def test_a_batch_sweeps_so_many_and_says_whether_there_are_more(sale: Sale) -> None:
-    fill(sale, 1_030)
+    fill(sale, 2 * SWEEP_COUNT_MAX + 6)
     sale.twins.wait(1_000)
     assert [sale.ask(Sweep("p")) for _ in range(4)] == [Swept(True), Swept(True), Swept(False), Swept(False)]
-    assert sale.left == (1_030, 0, 0)
+    assert sale.left == (2 * SWEEP_COUNT_MAX + 6, 0, 0)
 
 
 def test_a_full_sweep_says_more_although_there_may_be_none(sale: Sale) -> None:
-    fill(sale, 512)
+    fill(sale, SWEEP_COUNT_MAX)
     sale.twins.wait(1_000)
     assert [sale.ask(Sweep("p")) for _ in range(2)] == [Swept(True), Swept(False)]
 
@@ -449,7 +449,7 @@ def test_five_thousand_holds_due(sale: Sale, terms: dict[str, Any]) -> None:
     requests = [Confirm(holds[-1].code), Purchase("p", "z"), Cancel(holds[0].code), GetStatus("p")]
     answers = sale.decide(*requests)
     assert [type(answer) for answer in answers] == [Expired, Success, Expired, ProductStatus]
-    assert answers[3].held == 5_000 - 513
+    assert answers[3].held == 5_000 - SWEEP_COUNT_MAX - 1
     while sale.ask(Sweep("p")).more:
         pass
     assert sale.left == (4_999, 1, 0)
@@ -458,9 +458,10 @@ def test_five_thousand_holds_due(sale: Sale, terms: dict[str, Any]) -> None:
 def test_a_purchase_takes_back_what_it_needs_beyond_the_sweep(sale: Sale) -> None:
     fill(sale, 5_000)
     sale.twins.wait(5_000)
-    answers = sale.decide(Purchase("p", "a", 1_000), Purchase("p", "b", 3_608), Purchase("p", "c", 1))
-    assert [type(answer) for answer in answers] == [Success, Success, SoldOut]  # 512 and then 4,096 in one batch
-    assert sale.left == (392, 4_608, 0)
+    returned = SWEEP_COUNT_MAX + LAZY_COUNT_MAX
+    answers = sale.decide(Purchase("p", "a", 1_000), Purchase("p", "b", returned - 1_000), Purchase("p", "c", 1))
+    assert [type(answer) for answer in answers] == [Success, Success, SoldOut]
+    assert sale.left == (SWEEP_COUNT_MAX, returned, 5_000 - returned - SWEEP_COUNT_MAX)
 
 
 def test_a_purchase_takes_back_no_more_than_it_needs(sale: Sale) -> None:
@@ -766,9 +767,9 @@ def test_holds_come_back_however_long_nobody_was_there(sale: Sale) -> None:
     sale.twins.wait(5)
     codes += [held.code for held in sale.decide(*[Reserve("p", "c")] * 700)]
     sale.twins.wait(99 * DAY_S)
-    for number in range(5):
+    for number in range(1_900 // SWEEP_COUNT_MAX + 1):
         sale.buy("d", request_id=f"{number}")
-    assert sale.left == (1_994, 6, 0)
+    assert sale.status().held == 0
     assert sale.decide(*map(Confirm, codes)) == [Failed(HOLD_NOT_FOUND)] * 1_200 + [Expired()] * 700
 
 
