@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from typing import Any
 import pytest
 import redis
 
+from flashsale import config, launch
+from flashsale.errors import ConfigError, FlashsaleError
 from flashsale.launch import ServerProcess
+from flashsale.store import embedded
 
 PURCHASE, PING = 1, 6
 BUSY_NOTICE = b'\x00\x00\x00\x00\x11{"status":"BUSY"}'
@@ -102,6 +106,32 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_starts(home: Path
         assert "secret" not in line
         assert len(line) > 20, (arguments, settings, line)
     assert not (home / "unused").exists() or not (home / "unused" / "valkey.sock").exists()
+
+
+@pytest.mark.parametrize("said", ["", "Server initialized"])
+def test_a_server_that_hangs_at_its_start_is_given_up_and_ended(said: str) -> None:
+    program = f"import os, time; print({said!r}, end='', flush=True); print(os.getpid(), file=sys.stderr, flush=True)"
+    ours, theirs = os.pipe()
+    try:
+        with pytest.raises(FlashsaleError, match=r"the server did not start within 0\.5 s"):
+            ServerProcess(
+                command=(sys.executable, "-c", f"import sys; {program}; time.sleep(60)"),
+                log=theirs,
+                start_timeout_s=0.5,
+            )
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(os.read(ours, 100)), 0)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_server_is_given_the_time_that_it_may_need_to_start_and_to_end() -> None:
+    config.load_config(environment={"FLASHSALE_DRAIN_TIMEOUT_S": "60"})
+    with pytest.raises(ConfigError):
+        config.load_config(environment={"FLASHSALE_DRAIN_TIMEOUT_S": "60.1"})
+    assert launch.STOP_TIMEOUT_S > 60 + embedded.GATE_TIMEOUT_S + embedded.STOP_TIMEOUT_S
+    assert launch.START_TIMEOUT_S > embedded.START_TIMEOUT_S + embedded.GATE_TIMEOUT_S
 
 
 # A store that keeps less than was promised
