@@ -57,8 +57,8 @@ class Subscription:
         self._writer: asyncio.StreamWriter | None = None
         self._closed = False
         self._begun = False  # it was answered once: from then on it goes on for ever
+        self._goes_on = False  # it had begun when this link was made
         self._deleted = False  # the one product is gone, and that was told
-        self._link_count = 0
         self._asked: deque[Subscribe] = deque()  # without an answer yet
         self._seen: dict[str, tuple[str, int]] = {}  # by product: epoch and version up to which everything was told
         self._resuming: set[str] = set()  # products whose events do not count before their SUBSCRIBE is answered
@@ -94,7 +94,7 @@ class Subscription:
         if self._closed:
             self._writer.transport.abort()
         frames = FrameReader(PAYLOAD_SIZE_MAX + _EVENT_FIELDS_SIZE_MAX)
-        self._link_count += 1
+        self._goes_on = self._begun
         self._asked.clear()
         self._resuming.clear()
         try:
@@ -158,16 +158,23 @@ class Subscription:
     def _take_event(self, event: FeedEvent, writer: asyncio.StreamWriter) -> FeedEvent | None:
         name = event.product_id
         if event.event == Mark.SUBSCRIBED:
-            if name not in self._seen and self._link_count > 1:  # it began while the link was broken
+            if name not in self._seen and self._goes_on:  # it came to be while the link was broken
                 self._seen[name] = _NOTHING
                 self._ask(writer, Subscribe(name, 0))
             self._seen.setdefault(name, (event.epoch, event.version))
             return None
         if name in self._resuming:
             return None  # it comes again
-        epoch = event.epoch if event.event == Mark.RESET else event.epoch or self._seen.get(name, _NOTHING)[0]
-        self._seen[name] = (epoch, event.version)
+        if event.event == Mark.RESET:
+            return event if self._reset(name, event.epoch) else None
+        self._seen[name] = (event.epoch or self._seen.get(name, _NOTHING)[0], event.version)
         return event
+
+    def _reset(self, name: str, epoch: str) -> bool:
+        """Note that the sale which was told of is over; return whether anything was told since it last was."""
+        known = self._seen.get(name, _NOTHING) != _NOTHING
+        self._seen[name] = (epoch, 0)
+        return known
 
     def _take_answer(self, answer: Answer, request: Subscribe) -> FeedEvent | None:
         name = request.product_id
@@ -184,10 +191,11 @@ class Subscription:
         if not self._begun:
             raise ProductNotFoundError(name)
         self._resuming.discard(name)
-        known = self._seen.pop(name) != _NOTHING
-        if self._product_id is not None:
-            self._seen[name] = _NOTHING  # wait until it is opened again, and miss nothing of that
-            known, self._deleted = not self._deleted, True
+        known = self._reset(name, "")
+        if self._product_id is None:
+            del self._seen[name]
+        else:
+            self._deleted = True  # wait until it is opened again, and miss nothing of that
         return FeedEvent(event=Mark.RESET, product_id=name) if known else None
 
 

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from flashsale import Client, FeedEvent
-from flashsale.domain.answers import Answer, Busy, Failed, Subscribed
+from flashsale.domain.answers import BUSY, NOT_EXECUTED, NOT_FOUND, Answer, Busy, Failed, Subscribed
 from flashsale.domain.requests import Subscribe
 from flashsale.errors import ConnectionLostError, ProductNotFoundError, ProtocolError
 from flashsale.launch import ServerProcess
@@ -342,6 +342,47 @@ async def test_events_of_all_products_count_once_their_own_answer_is_there(stand
     port, _ = await stand_in([first, second])
     async with Client("127.0.0.1", port) as client:
         assert await hear(client.subscribe(), 2) == [("sold", 5), ("sold", 6)]
+
+
+@pytest.mark.parametrize("refusal", [BUSY, NOT_EXECUTED])
+async def test_a_subscription_that_was_refused_at_first_begins_with_what_comes(
+    stand_in: StandIn, refusal: Answer
+) -> None:
+    def second(request: Subscribe) -> bytes:
+        return answer(Subscribed(version=0)) + event("subscribed", 7, "p", "e1") + event("sold", 8, "p")
+
+    port, asked = await stand_in([lambda _: answer(refusal), second])
+    async with Client("127.0.0.1", port, connect_timeout_s=PATIENCE_S) as client:
+        assert await hear(client.subscribe(), 1) == [("sold", 8)]
+    assert asked == [[Subscribe()], [Subscribe()]], "the past is not asked for"
+
+
+async def test_a_deletion_is_told_once_also_when_the_link_breaks_behind_it(stand_in: StandIn) -> None:
+    def first(request: Subscribe) -> bytes:
+        return answer(Subscribed(product_id="p", version=1, epoch="e1")) + event("sold", 2) + event("reset", 0)
+
+    def last(request: Subscribe) -> bytes:
+        return answer(Subscribed(product_id="p", version=1, epoch="e2")) + event("opened", 1, epoch="e2")
+
+    port, asked = await stand_in([first, lambda _: answer(NOT_FOUND), lambda _: answer(NOT_FOUND), last])
+    async with Client("127.0.0.1", port) as client:
+        assert await hear(client.subscribe("p"), 3) == [("sold", 2), ("reset", 0), ("opened", 1)]
+    assert asked == [[Subscribe("p")], *[[Subscribe("p", 0)]] * 3]
+
+
+async def test_a_deletion_that_an_answer_told_is_not_told_by_an_event_too(stand_in: StandIn) -> None:
+    def first(request: Subscribe) -> bytes:
+        return answer(Subscribed(version=0)) + event("subscribed", 4, "p", "e1") + event("sold", 5, "p")
+
+    def second(request: Subscribe) -> bytes:
+        if request.product_id is None:
+            return answer(Subscribed(version=0)) + event("subscribed", 5, "p", "e1")
+        return answer(NOT_FOUND) + event("reset", 0, "p") + event("opened", 1, "p", "e2") + event("reset", 0, "p", "e3")
+
+    port, _ = await stand_in([first, second, lambda _: b""])
+    async with Client("127.0.0.1", port) as client:
+        events = client.subscribe()
+        assert await hear(events, 4) == [("sold", 5), ("reset", 0), ("opened", 1), ("reset", 0)]
 
 
 @pytest.mark.parametrize(
