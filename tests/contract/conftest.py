@@ -261,6 +261,7 @@ class Twins:
         assert [buyer.decode() for buyer in reversed(buyers)] == product.buyers
         ledger = [change for name, fields in orders for change in decode_message(name, pairs(fields))]
         assert ledger == product.ledger
+        assert all(pairs(fields)[b"epoch"].decode() == product.epoch for _, fields in orders)
         assert [change.version for change in ledger] == list(range(first(ledger), first(ledger) + len(ledger)))
         assert listed == bool(ledger)
         self._compare_counters(pairs(sale), product, int(stock), due)

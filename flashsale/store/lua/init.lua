@@ -29,7 +29,7 @@ if ARGV[10] == '1' then
   redis.call('HSET', KEYS[4], 'items', stock, 'cursor', '1')
 end
 redis.call('XADD', KEYS[5], version .. '-0', 'at', string.format('%d%03d', time[1], math.floor(time[2] / 1000)),
-  'changes', '[["opened",' .. stock .. ',"",' .. stock .. ']]')
+  'epoch', ARGV[4], 'changes', '[["opened",' .. stock .. ',"",' .. stock .. ']]')
 redis.call('SADD', KEYS[12], ARGV[1])
 redis.call('ZREM', KEYS[13], ARGV[1])
 redis.pcall('PERSIST', KEYS[3]) -- those of a product that did not exist were to expire

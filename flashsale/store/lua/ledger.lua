@@ -21,13 +21,14 @@ local function call_many(values, ...)
   end
 end
 
--- Appends the changes of a batch to the ledger, as one message of the stream, whose id is the version of the first.
+-- Appends the changes of a batch to the ledger, as one message of the stream, whose id is the version of the first. It says
+-- of which sale they are, for whoever reads it when the product may have been opened anew.
 -- `changes` is a list of the JSON of each, `sales` the JSON of a run of sales of one unit after them, or nil.
 -- Returns what to answer if Redis refuses: then nothing was written.
 local function append(first_version, changes, sales)
-  local message = {'XADD', KEYS[5], first_version .. '-0', 'at', now_ms}
+  local message = {'XADD', KEYS[5], first_version .. '-0', 'at', now_ms, 'epoch', epoch}
   if #changes > 0 then
-    message[6], message[7] = 'changes', '[' .. table.concat(changes, ',') .. ']'
+    message[8], message[9] = 'changes', '[' .. table.concat(changes, ',') .. ']'
   end
   if sales then
     message[#message + 1] = 'sales'

@@ -25,11 +25,11 @@ do
       return nil
     end
     local next_version, message = tonumber(string.match(found[1], '^%d+')), found[2]
-    if message[1] ~= 'at' then
+    if message[1] ~= 'at' or message[3] ~= 'epoch' then
       defect = 'its ledger holds what somebody else has written'
       return nil
     end
-    for i = 3, #message, 2 do
+    for i = 5, #message, 2 do
       local value, index = cjson.decode(message[i + 1]), order_version - next_version + 1
       if message[i] == 'sales' then
         local user = value[2][index]
