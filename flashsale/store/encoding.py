@@ -246,8 +246,9 @@ def decode_message(message_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator
 
     Args:
         message_id: "<version of the first change>-0".
-        fields: `at` is the time in Unix ms; `epoch` that of the sale; `changes` is JSON, an array of _Entry; `sales` is JSON too, a run of
-            sales of one unit each after them: the units left before it, and an array of the users.
+        fields: `at` is the time in Unix ms; `epoch` that of the sale; `changes` is JSON, an array of _Entry; `sales`
+            is JSON too, a run of sales of one unit each after them: the units left before it, and an array of the
+            users.
 
     Raises:
         ValueError: somebody else has written there.
