@@ -58,12 +58,13 @@ async def _attack(load: Load, admin: Admin | None, process_count: int) -> tuple[
     async with Client(load.host, load.port) as client:
         await client.ping()  # fails here, with a sentence, when nobody listens
     before = await _status_of(load, admin)
+    listed_count = 0 if admin is None else (await admin.sale(load.product_id)).buyer_count  # orders, not units
     with progress_bar(load) as progress:
         result = await run_load(load, process_count=process_count, progress=progress)
     after = await _status_of(load, admin)
     distinct_count = None
     if admin is not None:
-        distinct_count = await count_distinct(admin.buyers(load.product_id), skip_count=before.sold)
+        distinct_count = await count_distinct(admin.buyers(load.product_id), skip_count=listed_count)
     return result, Sale(
         stock_before=before.remaining_stock,
         stock_after=after.remaining_stock,

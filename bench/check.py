@@ -12,9 +12,9 @@ class Sale(Struct, frozen=True, kw_only=True):
     """Units for sale at the start."""
     stock_after: int
     sold_count: int
-    """Units sold according to the store's list of buyers."""
+    """Units sold, by the store's counter; each request is for one."""
     distinct_buyer_count: int | None
-    """Different entries in that list; None when nobody could look."""
+    """Different names that the run has added to the list of buyers; None when nobody could look."""
     request_count: int
     success_count: int
     sold_out_count: int
@@ -56,11 +56,12 @@ class Sale(Struct, frozen=True, kw_only=True):
         if self.stock_before - self.stock_after != self.sold_count:
             faults.append(
                 f"the stock went from {self.stock_before} to {self.stock_after}, "
-                f"but the list of buyers grew by {self.sold_count}"
+                f"but the store counts {self.sold_count} units as sold"
             )
         if self.distinct_buyer_count is not None and self.distinct_buyer_count != self.sold_count:
             faults.append(
-                f"the list of buyers has {self.sold_count} entries, but only {self.distinct_buyer_count} distinct ones"
+                f"{self.sold_count} units were sold one by one, "
+                f"but the list of buyers has {self.distinct_buyer_count} new names"
             )
         if not self.success_count <= self.sold_count <= self.success_count + self.uncertain_count:
             unsure = f" and {self.uncertain_count} do not know" if self.uncertain_count else ""

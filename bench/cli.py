@@ -15,21 +15,27 @@ from bench.report import print_result, print_table, print_targets, tell_step, wr
 from bench.scenarios import checkout_command, retry_storm_command
 from flashsale.config import load_config, split_address
 from flashsale.domain.bounds import STOCK_MAX
-from flashsale.errors import FlashsaleError
+from flashsale.errors import FlashsaleError, InvalidValueError
 
 _REQUEST_COUNT_DEFAULT = 1_000
 _PROCESS_COUNT_MAX = 64
 
 
 class _Group(click.Group):
-    """Turns our own errors into one line and exit code 1."""
+    """Turns our own errors, and the system's, into one line and exit code 1, or 2 when it is a value that was given."""
 
     def invoke(self, ctx: click.Context) -> Any:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers and directories are cleaned up
         try:
             return super().invoke(ctx)
+        except InvalidValueError as error:
+            raise click.UsageError(str(error), ctx) from error
         except FlashsaleError as error:
             raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            raise  # whoever read has seen enough: click ends quietly
+        except OSError as error:
+            raise click.ClickException(f"the system refused: {error}") from error
 
 
 @click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,6 +82,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     """Let a crowd of buyers loose on a flash sale, measure it, and check that it was honest.
 
     Without a command: one crowd on one product, by default of a server of its own with a fresh embedded store.
+    Times count from when everybody is connected.
     """
     if ctx.invoked_subcommand is None:
         _attack(**options)
@@ -108,15 +115,16 @@ def _attack(
         raise click.UsageError("--pipeline belongs to the closed loop; with --rate requests go out when they are due")
     if (connect is None) != (product is None):
         raise click.UsageError("--connect and --product go together")
-    if connect is None and (home or redis):
+    has_store = home is not None or redis is not None
+    if connect is None and has_store:
         raise click.UsageError("--home and --redis go with --connect; without it the store is a fresh one")
     if duration is None and requests is None:
         requests = _REQUEST_COUNT_DEFAULT
-    host, port = split_address(connect) if connect else ("", 0)
+    host, port = split_address(connect) if connect is not None else ("", 0)
     load = Load(
         host=host or "127.0.0.1",
         port=port,
-        product_id=product or attack.PRODUCT_ID,
+        product_id=attack.PRODUCT_ID if product is None else product,
         connection_count=connections,
         pipeline_depth=pipeline,
         request_count=requests,
@@ -124,8 +132,8 @@ def _attack(
         rate_per_s=rate,
     )
     load = load.with_timeout(timeout)
-    if connect:
-        config = load_config(None, {}, {"home": home, "redis": redis}) if home or redis else None
+    if connect is not None:
+        config = load_config(None, {}, {"home": home, "redis": redis}) if has_store else None
         result, sale = attack.attack_running(load, config=config, process_count=processes)
     else:
         result, sale = attack.attack_own(load, stock=stock, process_count=processes)
@@ -159,7 +167,9 @@ def compare_command(*, rounds: int, duration: float, json_path: Path | None, plo
     targets = compare.targets_of(comparison)
     click.echo(f"Medians of {rounds} rounds of {duration:g} s; ratios within a round: median (lowest..highest).\n")
     print_table(compare.ROWS_HEAD, compare.rows_of(comparison))
-    click.echo()
+    click.echo(
+        "\nWhere the client takes nearly 100 % of its core, it is the bound: then (a)/(c) measures the client.\n"
+    )
     print_targets(targets)
     if json_path is not None:
         write_json(json_path, compare.as_json(comparison, targets))

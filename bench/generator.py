@@ -97,7 +97,7 @@ async def _generate(load: Load) -> Measured:
 
 
 async def _connect(load: Load, tally: Tally) -> list[Buyer]:
-    """Connect everybody at once; count those who do not get through."""
+    """Connect everybody at once, before any time is taken; count those who do not get through."""
     loop = asyncio.get_running_loop()
     frames = Frames(load.product_id, request_ids=load.request_ids)
     host = str(socket.getaddrinfo(load.host, load.port, type=socket.SOCK_STREAM)[0][4][0])  # once, not for each

@@ -66,7 +66,7 @@ async def _latency(rig: Rig, scale: Scale) -> list[Target]:
 
 
 async def _crowd(rig: Rig, scale: Scale) -> list[Target]:
-    """Let everybody connect in the same moment and buy."""
+    """Let everybody connect in the same moment, and then buy in the same moment."""
     load = Load(
         host=rig.server.host,
         port=rig.server.port,
@@ -83,7 +83,7 @@ async def _crowd(rig: Rig, scale: Scale) -> list[Target]:
     return [
         Target(
             f"{scale.crowd_count:,} connections at once x {scale.crowd_request_count}",
-            f"{answered:,} answered in {result.duration_s:.2f} s{errors}",
+            f"{answered:,} answered in {result.duration_s:.2f} s, once all are connected{errors}",
             f"all {wanted:,}",
             answered == wanted and result.success_count == min(scale.crowd_stock, wanted),
         )

@@ -52,7 +52,7 @@ def plot_result(result: Result, path: Path) -> None:
             ha="left",
             fontweight="bold",
         )
-        figure.savefig(path)
+        figure.savefig(path, format="png")  # whatever it is called
         plt.close(figure)
 
 
@@ -144,7 +144,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         axes.margins(y=0.12)
         axes.set(title="Answers per second: median of the rounds, lowest and highest", ylabel="answers per second")
         axes.legend(loc="upper left")
-        figure.savefig(path)
+        figure.savefig(path, format="png")  # whatever it is called
         plt.close(figure)
 
 

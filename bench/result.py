@@ -26,6 +26,7 @@ class Result:
         for part in measured:
             self.counts.update(part.counts)
             self.latencies_us.update(part.latencies_us)
+        # from when everybody is connected
         self.duration_s = (max(part.ended_ns for part in measured) - min(part.started_ns for part in measured)) / 1e9
         self.client_cpu_s = sum(part.cpu_s for part in measured)
         rows = zip_longest(*(part.samples for part in measured), fillvalue=_NOTHING)

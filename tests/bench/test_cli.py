@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from redis import Redis
 
 from bench.cli import cli
 from bench.stage import child_environment, started_server, temporary_store
+from flashsale import Client, Success
 from flashsale.store import keys
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +49,7 @@ def assert_png(path):
 
 
 def test_default_run_sells_out_and_tells_all(tmp_path):
-    files = ["--json", tmp_path / "r.json", "--plot", tmp_path / "r.png"]
+    files = ["--json", tmp_path / "r.json", "--plot", tmp_path / "picture"]
     out = bench("--connections", 20, "--requests", 20, "--stock", 100, *files).stdout
     for name in [
         "Duration:",
@@ -71,7 +73,7 @@ def test_default_run_sells_out_and_tells_all(tmp_path):
     assert told["check"]["sale"]["distinct_buyer_count"] == 100
     assert told["latency_ms"]["p50"] <= told["latency_ms"]["p99.9"] <= told["latency_ms"]["max"]
     assert sum(sum(sample) for sample in told["samples"]) == 400
-    assert_png(tmp_path / "r.png")
+    assert_png(tmp_path / "picture")
 
 
 def test_a_running_server_is_attacked_in_open_and_closed_loop(tmp_path):
@@ -88,6 +90,23 @@ def test_a_running_server_is_attacked_in_open_and_closed_loop(tmp_path):
         assert "PASSED (50 successes, 50 sold of 70, distinct buyers not checked" in out
         out = bench(*attack, "--requests", 5, "--pipeline", 5, "--home", home).stdout
         assert "PASSED (20 successes, 20 sold of 20, 20 distinct buyers)" in out
+
+
+def test_purchases_of_several_units_before_the_run_are_no_fault():
+    async def buy(port):
+        async with Client("127.0.0.1", port) as client:
+            for number in range(3):
+                assert isinstance(await client.purchase("p", f"early_{number}", quantity=5), Success)
+
+    with temporary_store() as (home, _), started_server(home) as server:
+        subprocess.run(
+            [sys.executable, "-m", "flashsale", "init", "p", "1000", "--home", str(home)],
+            check=True, env=child_environment(), capture_output=True,
+        )  # fmt: skip
+        asyncio.run(buy(server.port))
+        attack = ["--connect", f"{server.host}:{server.port}", "--product", "p", "--home", home]
+        out = bench(*attack, "--connections", 10, "--requests", 20).stdout
+    assert "PASSED (200 successes, 200 sold of 985, 200 distinct buyers)" in out
 
 
 def test_a_dying_server_ends_the_run_and_is_counted(tmp_path):
@@ -132,6 +151,18 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
         (["--connect", "127.0.0.1:1"], "go together"),
         (["--home", "/nowhere"], "go with --connect"),
         (["--stock", 1, "limits"], "go behind its name"),
+        (["--connect", "foo", "--product", "p"], "'foo' is not an address"),
+        (["--connect", "a..b:80", "--product", "p"], "'a..b:80' is not an address"),
+        (["--connect", "", "--product", "p"], "'' is not an address"),
+        (["--connect", ":1", "--product", "p", "--redis", ""], "--redis is empty"),
+        (["--connect", ":1", "--product", "p", "--redis", "ftp://x"], "not a Redis address"),
+        (
+            ["--json", "/no/such/directory/r.json"],
+            "cannot write '/no/such/directory/r.json': No such file or directory",
+        ),
+        (["--plot", "/no/such/directory/r.png"], "cannot write"),
+        (["compare", "--json", "/proc/r.json"], "cannot write '/proc/r.json'"),
+        (["checkout", "--json", "/no/such/directory/r.json"], "cannot write"),
     ],
 )
 def test_contradictions_are_refused(arguments, words):
@@ -140,11 +171,23 @@ def test_contradictions_are_refused(arguments, words):
     assert words in done.output
 
 
+def test_a_file_for_the_figures_is_tried_and_not_left_behind(tmp_path):
+    (tmp_path / "old.json").write_text("old")
+    for name in ("new.json", "old.json"):
+        done = CliRunner().invoke(cli, ["--json", str(tmp_path / name), "--requests", "1", "--duration", "1"])
+        assert done.exit_code == 2
+        assert "not both" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "old"
+
+
 def test_compare_runs_all_peers(tmp_path):
     out = bench(
         "compare", "--duration", 0.1, "--rounds", 1, "--json", tmp_path / "c.json", "--plot", tmp_path / "c.png"
     ).stdout
     assert "(b) one EVALSHA per request" in out
+    assert "Client CPU" in out
+    assert "then (a)/(c) measures the client" in out
     told = json.loads((tmp_path / "c.json").read_text())
     assert [sorted(peers) for peers in told["cells"].values()] == [
         ["a", "b", "c", "d"],
