@@ -38,7 +38,7 @@ class Rig(Struct, frozen=True):
         result = await run_load(load.with_timeout(), process_count=process_count)
         sold_count = (await self.admin.status(load.product_id)).sold
         if not result.success_count <= sold_count <= min(stock, result.success_count + result.uncertain_count):
-            raise FlashsaleError(f"{result.success_count} of {stock} buyers were told SUCCESS, {sold_count} are listed")
+            raise FlashsaleError(f"{result.success_count} of {stock} buyers were told SUCCESS, {sold_count} are sold")
         return result
 
 
