@@ -76,18 +76,20 @@ class _Kept(Struct):
     kept_s: int
     """For so long at least."""
     since: int = 0
+    fresh: dict[str, tuple[object, Answer]] = field(default_factory=dict)  # of the present batch
     answers: dict[str, tuple[object, Answer]] = field(default_factory=dict)
     before: dict[str, tuple[object, Answer]] = field(default_factory=dict)
 
     def find(self, key: str) -> tuple[object, Answer] | None:
         """Return (content, answer), unless it is forgotten."""
-        return self.answers.get(key) or self.before.get(key)
+        return self.fresh.get(key) or self.answers.get(key) or self.before.get(key)
 
-    def keep(self, key: str, content: object, answer: Answer, now_s: int, *, more_due: bool) -> None:
-        """Remember an answer. None is forgotten while a hold waits for its end that should have come long ago."""
-        if now_s >= self.since + self.kept_s and not more_due:
+    def end_batch(self, now_s: int, *, more_due: bool) -> None:
+        """Forget what is old, unless a hold waits for its end that should have come long ago."""
+        if self.fresh and now_s >= self.since + self.kept_s and not more_due:
             self.since, self.before, self.answers = now_s, self.answers, {}
-        self.answers[key] = (content, answer)
+        self.answers |= self.fresh
+        self.fresh = {}
 
 
 class _Product(Struct):
@@ -190,6 +192,7 @@ class MemoryEngine:
             version = product.version
             decision = _Decision(product, self.now_ms, tokens)
             answers = [decision.decide(request) for request in batch.requests]
+            decision.end()
             changed = product.version > version
         if batch.fenced or changed:
             self._last[batch.product_id] = (batch.sequence, answers)
@@ -236,6 +239,10 @@ class _Decision:
             case _:
                 return self._switch(request)
 
+    def end(self) -> None:
+        """End the batch."""
+        self._product.kept.end_batch(self._now_s, more_due=self._more_due)
+
     # Idempotency
 
     def _once(self, request_id: str | None, content: object, decide: Callable[[], Answer]) -> Answer:
@@ -250,11 +257,8 @@ class _Decision:
             return _again(seen[1]) if seen[0] == content else Mismatch()
         answer = decide()
         if isinstance(answer, Success | Held) and not answer.duplicate:
-            self._keep("=" + request_id, content, answer)
+            self._product.kept.fresh["=" + request_id] = content, answer
         return answer
-
-    def _keep(self, key: str, content: object, answer: Answer) -> None:
-        self._product.kept.keep(key, content, answer, self._now_s, more_due=self._more_due)
 
     # Purchase and reserve
 
@@ -285,7 +289,7 @@ class _Decision:
         product.holds[token] = _Hold(
             token, user_id, quantity, item_id, request_id, change.version, self._from_s, expires_at
         )
-        self._keep(token, None, Expired())  # unless it ends in another way
+        product.kept.fresh[token] = None, Expired()  # unless it ends in another way
         code = make_code(token, product.product_id)
         return Held(code, expires_at, product.stock, change.version, item_id=item_id or None)
 
@@ -373,7 +377,7 @@ class _Decision:
 
     def _end(self, hold: _Hold, answer: Answer) -> None:
         del self._product.holds[hold.token]
-        self._keep(hold.token, None, answer)
+        self._product.kept.fresh[hold.token] = None, answer
 
     def _give_back(self, kind: Kind, hold: _Hold) -> Change:
         product = self._product

@@ -751,6 +751,16 @@ def test_an_expired_hold_says_so_for_a_day_however_long_it_lasted(sale: Sale, ag
         sale.buy("v", request_id="v")
 
 
+def test_what_a_batch_finds_is_not_forgotten_by_what_it_keeps(sale: Sale) -> None:
+    sale.open(20)
+    held = sale.reserve("b")
+    for user in ("x", "y"):
+        sale.twins.wait(KEPT_S)
+        answers = sale.decide(Purchase("p", user, request_id=user), Confirm(held.code))
+        assert answers[1] == Expired()
+    assert sale.ask(Confirm(held.code)) == Failed(HOLD_NOT_FOUND)
+
+
 def test_a_request_id_is_remembered_for_as_long_as_nothing_happens(sale: Sale) -> None:
     sale.open(20)
     bought = sale.buy(request_id="r")
