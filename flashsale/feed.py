@@ -3,7 +3,8 @@
 Two tasks read the ledgers, each with a connection of its own. `_follow` waits for what is new; the last changes of each
 product are kept in memory, already encoded, and most subscribers are served from there. `_read` asks where a ledger
 stands for those who subscribe, and reads pages for those who are further behind: for the last of them, so that each
-page serves everyone it reaches.
+page serves everyone it reaches. A third one, `_push`, serves those who could not take everything at once. Each of the
+three pushes so many bytes and then lets the buyers have a turn.
 
 A worker without subscribers asks the store nothing.
 """
@@ -11,6 +12,7 @@ A worker without subscribers asks the store nothing.
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
@@ -33,8 +35,10 @@ _CHECK_S = 1.0
 _RETRY_PAUSE_S = 0.2
 _SERVED_TOGETHER_COUNT = 512
 """Changes after which subscribers are served before more are made into frames."""
-_SLICE_COUNT = 256
-"""Subscribers served before the buyers of this worker have a turn."""
+_ENCODED_TOGETHER_COUNT = 128
+"""Changes of a page made into frames before the buyers of this worker have a turn: about 0.3 ms."""
+_ADMITTED_TOGETHER_COUNT = 256
+"""SUBSCRIBEs for which the store is asked in one go."""
 
 
 class Ledger(Protocol):
@@ -44,8 +48,8 @@ class Ledger(Protocol):
         """Return how far each ledger has come; None for one that cannot be read."""
         ...
 
-    async def products(self) -> set[str]:
-        """Return the ids of the products that have a ledger."""
+    async def products(self, count_max: int) -> set[str] | None:
+        """Return the ids of the products that have a ledger; None when there are more than so many."""
         ...
 
     async def page(self, product_id: str, after_version: int) -> Page | None:
@@ -84,9 +88,11 @@ class Feed:
         self._subscriptions = Subscriptions(self._limits)
         self._tails = self._subscriptions.tails
         self._behind = self._subscriptions.behind
+        self._ready = self._subscriptions.ready
         self._asked: list[_Asked] = []
         self._to_read = asyncio.Event()
         self._to_follow = asyncio.Event()
+        self._to_push = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._trouble: str | None = None
 
@@ -98,14 +104,14 @@ class Feed:
             subscriber.answer(ticket, BUSY)
             return
         if not self._tasks:
-            self._tasks = [self._loop.create_task(self._read()), self._loop.create_task(self._follow())]
+            self._tasks = [self._loop.create_task(work) for work in (self._read(), self._follow(), self._push())]
         self._asked.append(_Asked(request, subscriber, ticket))
         self._to_read.set()
 
     def pump(self, subscriber: Subscriber) -> None:
         """Serve a subscriber that takes more again, or that has had an answer."""
         self._subscriptions.pump(subscriber)
-        self._wake_reader()
+        self._wake_pusher()
 
     def forget(self, subscriber: Subscriber) -> None:
         """Let go of a subscriber that is gone."""
@@ -141,40 +147,66 @@ class Feed:
 
     async def _admit(self) -> None:
         """Ask where the ledgers stand that somebody wants to follow, and begin."""
-        asked, self._asked = self._asked[:_SLICE_COUNT], self._asked[_SLICE_COUNT:]
-        everything: set[str] = set()
+        asked = deque(self._asked[:_ADMITTED_TOGETHER_COUNT])
+        del self._asked[:_ADMITTED_TOGETHER_COUNT]
+        everything: set[str] | None = None
         try:
             if not all(item.request.product_id for item in asked):
-                everything = await self._reading.products()
-            names = sorted(everything | {item.request.product_id for item in asked if item.request.product_id})
+                everything = await self._reading.products(self._limits.product_count_max)
+            named = {item.request.product_id for item in asked if item.request.product_id}
+            names = sorted(named | (everything or set()))
             known = self._known(names)
             standings = dict(zip(names, await self._reading.standings(names), strict=True))
+            if not self._outdated(known, names):
+                await self._begin(asked, standings, everything)
         except BaseException:
-            self._asked, asked = [], asked + self._asked  # the others would only wait as long for the same
-            self._refuse(asked)
+            self._refuse([*asked, *self._asked])  # the others would only wait as long for the same
+            self._asked.clear()
             raise
-        if self._known(names) != known:
-            self._asked = asked + self._asked  # what was read may be of before
-            return
+        self._asked[:0] = asked  # what was read for them may be of before
+        self._to_follow.set()
+
+    async def _begin(
+        self, asked: deque[_Asked], standings: Mapping[str, Standing | None], everything: set[str] | None
+    ) -> None:
+        """Begin these subscriptions; those are left for which the store has to be asked again.
+
+        Args:
+            asked: each is answered when it is taken out.
+            standings: of their products, and of everything.
+            everything: all products; None when there are more than anybody can follow.
+        """
         for name, standing in standings.items():
             tail = self._tails.get(name)
             if tail is not None and standing is not None and tail.window.epoch != standing.epoch:
                 tail.renew(standing.epoch)
-        for request, subscriber, ticket in ((item.request, item.subscriber, item.ticket) for item in asked):
+        found = {name: standings[name] for name in everything or ()}
+        while asked:
+            item = asked.popleft()
+            request, subscriber, ticket = item.request, item.subscriber, item.ticket
             if not subscriber.connected:
                 continue
-            product_id = request.product_id
+            product_id, count = request.product_id, self._subscriptions.cursor_count
             if product_id:
                 answer = self._subscriptions.enter(request, product_id, standings[product_id], subscriber, ticket)
+            elif everything is None:
+                answer = BUSY
             else:
-                found = {name: standings[name] for name in everything}
                 answer = self._subscriptions.enter_everything(found, subscriber, ticket)
             subscriber.answer(ticket, answer)
             subscriber.flush()  # and it is served what is there, if the answer has had its turn
-        self._to_follow.set()
+            if self._subscriptions.cursor_count > count + 1:  # it may be thousands
+                known = self._known(standings)
+                await asyncio.sleep(0)
+                if self._outdated(known, standings):
+                    return
 
     def _known(self, product_ids: Iterable[str]) -> dict[str, Window]:
         return {name: self._tails[name].window for name in product_ids if name in self._tails}
+
+    def _outdated(self, known: Mapping[str, Window], product_ids: Iterable[str]) -> bool:
+        """Whether one of these products has begun another ledger since that was known."""
+        return any(known.get(name) is not window for name, window in self._known(product_ids).items())
 
     @staticmethod
     def _refuse(asked: Iterable[_Asked]) -> None:
@@ -205,7 +237,11 @@ class Feed:
                 return
             else:
                 self._subscriptions.keep_page(tail, window)
-        await self._serve_all(self._subscriptions.take_lagging(tail))
+        cursors = deque(self._subscriptions.take_lagging(tail))
+        while cursors:
+            await self._serve_some(cursors)
+            if self._asked:
+                await self._survive(self._admit())
 
     async def _encode(self, page: Page, base: int) -> Window:
         """Return a page as frames, or the first part of it."""
@@ -213,8 +249,9 @@ class Feed:
         for changes in page.batches:
             if window.size >= self._limits.page_size_max:
                 return window
-            window.extend(changes, page.order_times)
-            await asyncio.sleep(0)
+            for first in range(0, len(changes), _ENCODED_TOGETHER_COUNT):
+                window.extend(changes[first : first + _ENCODED_TOGETHER_COUNT], page.order_times)
+                await asyncio.sleep(0)
         if page.complete and window.version < page.version:
             window.skip_to(page.version)
         return window
@@ -256,7 +293,12 @@ class Feed:
         """Look for products that are new, deleted or opened anew, and for changes that are not waited for."""
         self._subscriptions.drop_idle_pages()
         if self._subscriptions.everything:
-            self._subscriptions.follow_new(await self._following.products())
+            product_ids = await self._following.products(self._limits.product_count_max)
+            if product_ids is None:
+                self._subscriptions.dismiss_everything()
+            else:
+                self._subscriptions.follow_new(product_ids)
+                self._wake_pusher()
         tails = list(self._tails.values())
         known = [(tail.window, tail.window.version) for tail in tails]
         standings = await self._following.standings([tail.product_id for tail in tails])
@@ -272,7 +314,7 @@ class Feed:
                     await self._take(page, known_now)
             if tail.renewed:
                 tail.renewed = False
-                await self._serve_all(tail.cursors)
+                await self._serve_all(tail)
             if not standing.epoch:
                 self._subscriptions.forget_deleted(tail)
 
@@ -290,23 +332,47 @@ class Feed:
             known.extend(changes, page.order_times)
             if known.version - served >= _SERVED_TOGETHER_COUNT:
                 served = known.version
-                await self._serve_all(tail.cursors)
+                await self._serve_all(tail)
                 if tail.window is not known:
                     return
                 self._subscriptions.trim(tail)
         if page.complete and known.version < page.version:
             known.skip_to(page.version)
         tail.position = max(page.position, known.version)
-        await self._serve_all(tail.cursors)
+        await self._serve_all(tail)
         self._subscriptions.trim(tail)
 
-    async def _serve_all(self, cursors: Iterable[Cursor]) -> None:
-        for number, cursor in enumerate(list(cursors), start=1):
-            self._subscriptions.serve(cursor)
-            if number % _SLICE_COUNT == 0:
-                await asyncio.sleep(0)
+    async def _serve_all(self, tail: Tail) -> None:
+        """Serve all who have come as far as they could; the others have turns of their own."""
+        cursors = deque(self._subscriptions.find_current(tail))
+        await self._serve_some(cursors)
+        while cursors:
+            await self._serve_some(cursors)
+
+    async def _serve_some(self, cursors: deque[Cursor]) -> None:
+        self._subscriptions.serve_some(cursors)
         self._wake_reader()
         await asyncio.sleep(0)
+
+    # Going on with those who take more again
+
+    def _wake_pusher(self) -> None:
+        if self._ready:
+            self._to_push.set()
+
+    async def _push(self) -> None:
+        while True:
+            await self._survive(self._serve_ready())
+
+    async def _serve_ready(self) -> None:
+        """Serve whoever takes more again, for ever."""
+        while True:
+            await self._to_push.wait()
+            self._to_push.clear()
+            while self._ready:
+                self._subscriptions.serve_ready()
+                self._wake_reader()
+                await asyncio.sleep(0)
 
     async def _survive(self, work: Coroutine[Any, Any, None]) -> bool:
         """Do it; return whether it went well. Pause when it did not: subscribers wait until it does."""

@@ -1,12 +1,13 @@
 """Who follows which product and how far each has come: cursors, and what they are served from.
 
 Without I/O: feed.py reads the ledgers and brings what it finds. Nothing is queued for anybody. A cursor is a version in
-the ledger of a product; what lies behind it is pushed when the subscriber takes it.
+the ledger of a product; what lies behind it is pushed when the subscriber takes it, a slice at a time, so that neither
+another subscriber nor a buyer waits for long.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from itertools import count
+from itertools import count, islice
 from typing import Protocol
 
 from msgspec import Struct
@@ -83,7 +84,11 @@ class FeedLimits(Struct, frozen=True, kw_only=True):
     pages_size_max: int = 16 * 1024 * 1024
     """Bytes of the frames of pages that are kept for those who could not take all of it at once."""
     push_size_max: int = 64 * 1024
-    """Bytes pushed to a subscriber before it is asked whether it takes more."""
+    """Bytes pushed to a subscriber before it is the next one's turn."""
+    turn_size_max: int = 256 * 1024
+    """Bytes pushed to all of them before it is the buyers' turn: about 0.2 ms."""
+    turn_count_max: int = 128
+    """Cursors served before it is the buyers' turn."""
 
 
 class Tail:
@@ -117,14 +122,13 @@ class Tail:
 class Cursor:
     """How far one subscriber has come with one product."""
 
-    __slots__ = ("announced", "generation", "implicit", "listener", "tail", "ticket", "version")
+    __slots__ = ("announced", "generation", "implicit", "listener", "tail", "version")
 
-    def __init__(self, listener: "Listener", tail: Tail, version: int, ticket: int, *, implicit: bool) -> None:
+    def __init__(self, listener: "Listener", tail: Tail, version: int, *, implicit: bool) -> None:
         self.listener = listener
         self.tail = tail
         self.version = version
         self.generation = tail.generation
-        self.ticket = ticket  # nothing is pushed before this is answered
         self.implicit = implicit  # part of a subscription to all products
         self.announced = True
 
@@ -132,13 +136,19 @@ class Cursor:
 class Listener:
     """One subscriber and its cursors."""
 
-    __slots__ = ("cursors", "due", "everything", "subscriber")
+    __slots__ = ("cursors", "due", "everything", "subscriber", "ticket")
 
-    def __init__(self, subscriber: Subscriber) -> None:
+    def __init__(self, subscriber: Subscriber, ticket: int) -> None:
         self.subscriber = subscriber
+        self.ticket = ticket  # of the last SUBSCRIBE; nothing is pushed before this is answered
         self.cursors: dict[str, Cursor] = {}
-        self.due: dict[Cursor, None] = {}  # served once the subscriber takes more, those first who waited longest
-        self.everything: int | None = None  # the ticket of the subscription to all products
+        self.due: dict[Cursor, None] = {}  # served in the subscriber's turns, those first who waited longest
+        self.everything = False  # it follows all products
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether anything may be pushed."""
+        return self.subscriber.writable and self.subscriber.has_answered(self.ticket)
 
 
 class Subscriptions:
@@ -149,13 +159,16 @@ class Subscriptions:
         self._listeners: dict[Subscriber, Listener] = {}
         self._pages: deque[tuple[int, Window]] = deque()  # by generation, the newest first
         self._pages_used = False
-        self._cursor_count = 0
+        self.cursor_count = 0
+        """Products followed for somebody."""
         self.tails: OrderedDict[str, Tail] = OrderedDict()
         """By product, those that changed last at the end."""
         self.everything: set[Listener] = set()
         """Those that subscribed to all products."""
         self.behind: dict[Tail, None] = {}
         """Tails for which a page should be read."""
+        self.ready: dict[Listener, None] = {}
+        """Those that take more again, in the order of their turns."""
 
     # Beginning and ending
 
@@ -175,14 +188,15 @@ class Subscriptions:
             return NOT_EXECUTED
         if not standing.exists and not standing.epoch:
             return NOT_FOUND
-        listener = self._listeners.get(subscriber) or Listener(subscriber)
+        listener = self._listeners.get(subscriber) or Listener(subscriber, ticket)
         before = listener.cursors.get(product_id)
         if before is None and not self._has_room(listener, product_id):
             return BUSY
         if before is not None:
             self._remove(before)
         version = standing.version if request.after_version is None else request.after_version
-        cursor = self._add(listener, self._tail(product_id, standing), version, ticket, implicit=False)
+        cursor = self._add(listener, self._tail(product_id, standing), version, implicit=False)
+        listener.ticket = ticket
         other_epoch = request.epoch is not None and request.epoch != standing.epoch
         if request.after_version is not None and (version > standing.version or other_epoch):
             cursor.generation = _NO_GENERATION  # what it was told holds no longer
@@ -190,41 +204,54 @@ class Subscriptions:
 
     def _has_room(self, listener: Listener, product_id: str) -> bool:
         limits = self._limits
-        if listener.everything is None and len(listener.cursors) >= limits.connection_count_max:
+        if not listener.everything and len(listener.cursors) >= limits.connection_count_max:
             return False
         if product_id not in self.tails and len(self.tails) >= limits.product_count_max:
             return False
-        return self._cursor_count < limits.cursor_count_max
+        return self.cursor_count < limits.cursor_count_max
 
     def enter_everything(self, standings: Mapping[str, Standing | None], subscriber: Subscriber, ticket: int) -> Answer:
         """Begin a subscription to all products; return the answer. Subscriptions to some of them stay what they are."""
-        listener = self._listeners.get(subscriber) or Listener(subscriber)
-        new = {name: standing for name, standing in standings.items() if name not in listener.cursors}
-        if len(self.tails.keys() | new.keys()) > self._limits.product_count_max:
+        listener = self._listeners.get(subscriber) or Listener(subscriber, ticket)
+        if listener.everything:
+            return Subscribed(version=0)  # it goes on
+        if self.cursor_count + len(standings) - len(listener.cursors) > self._limits.cursor_count_max:
+            return BUSY  # most are told so here, before thousands of names are compared
+        new = standings.keys() - listener.cursors.keys()
+        if self.cursor_count + len(new) > self._limits.cursor_count_max:
             return BUSY
-        if self._cursor_count + len(new) > self._limits.cursor_count_max:
+        if len(self.tails.keys() | new) > self._limits.product_count_max:
             return BUSY
-        listener.everything = ticket
+        listener.everything, listener.ticket = True, ticket
         self.everything.add(listener)
         self._listeners[subscriber] = listener
         subscriber.listening = True
-        for name, standing in new.items():
+        for name in new:
+            standing = standings[name]
             if standing is not None:  # else it is new once it can be read
-                cursor = self._add(listener, self._tail(name, standing), standing.version, ticket, implicit=True)
+                cursor = self._add(listener, self._tail(name, standing), standing.version, implicit=True)
                 cursor.announced = False
         return Subscribed(version=0)
 
     def follow_new(self, product_ids: set[str]) -> None:
         """Follow, from their beginning, products that have come to be for those who subscribed to all."""
         for listener in list(self.everything):
-            ticket = listener.everything
-            assert ticket is not None
             for name in product_ids - listener.cursors.keys():
                 if not self._has_room(listener, name):
-                    self.forget(listener.subscriber)
-                    listener.subscriber.dismiss(BUSY)  # it would miss something
+                    self._dismiss(listener)
                     break
-                self._add(listener, self._tail(name, Standing(exists=True)), 0, ticket, implicit=True)
+                self._add(listener, self._tail(name, Standing(exists=True)), 0, implicit=True)
+                self.ready[listener] = None
+
+    def dismiss_everything(self) -> None:
+        """Part from those who subscribed to all products: there are more than anybody can follow."""
+        for listener in list(self.everything):
+            self._dismiss(listener)
+
+    def _dismiss(self, listener: Listener) -> None:
+        """Part from one that would miss something."""
+        self.forget(listener.subscriber)
+        listener.subscriber.dismiss(BUSY)
 
     def forget_deleted(self, tail: Tail) -> None:
         """Let those who subscribed to all go of a product that is gone, once they know; it may come to be again."""
@@ -246,12 +273,12 @@ class Subscriptions:
             tail = self.tails[product_id] = Tail(product_id, standing.epoch, standing.version)
         return tail
 
-    def _add(self, listener: Listener, tail: Tail, version: int, ticket: int, *, implicit: bool) -> Cursor:
-        cursor = Cursor(listener, tail, version, ticket, implicit=implicit)
+    def _add(self, listener: Listener, tail: Tail, version: int, *, implicit: bool) -> Cursor:
+        cursor = Cursor(listener, tail, version, implicit=implicit)
         listener.cursors[tail.product_id] = cursor
         listener.due[cursor] = None
         tail.cursors.add(cursor)
-        self._cursor_count += 1
+        self.cursor_count += 1
         self._listeners[listener.subscriber] = listener
         listener.subscriber.listening = True
         return cursor
@@ -263,7 +290,7 @@ class Subscriptions:
         listener.due.pop(cursor, None)
         tail.cursors.discard(cursor)
         tail.lagging.discard(cursor)
-        self._cursor_count -= 1
+        self.cursor_count -= 1
         if not tail.cursors:
             self.tails.pop(tail.product_id, None)
             self.behind.pop(tail, None)
@@ -271,44 +298,82 @@ class Subscriptions:
     # Serving
 
     def pump(self, subscriber: Subscriber) -> None:
-        """Serve a subscriber that takes more again, or that has had an answer."""
+        """Give a turn to a subscriber that takes more again, or that has had an answer."""
         listener = self._listeners.get(subscriber)
-        if listener is not None:
-            for cursor in list(listener.due):
-                if not subscriber.writable:
-                    break
-                self.serve(cursor)
+        if listener is not None and listener.due and listener.takes_more:
+            self.ready[listener] = None
 
-    def serve(self, cursor: Cursor) -> None:
-        """Push what the subscriber takes of what is in memory; note why it did not get everything."""
+    def serve_ready(self) -> None:
+        """Serve those whose turn it is, until it is the buyers' turn."""
+        size = number = 0
+        while self.ready and size < self._limits.turn_size_max and number < self._limits.turn_count_max:
+            listener = next(iter(self.ready))
+            del self.ready[listener]
+            pushed_size = 0
+            for cursor in list(islice(listener.due, self._limits.turn_count_max)):
+                pushed_size += self.serve(cursor)
+                number += 1
+                if pushed_size >= self._limits.push_size_max or not listener.takes_more:
+                    break
+            size += pushed_size
+            if listener.due and listener.takes_more:
+                self.ready[listener] = None
+
+    def serve_some(self, cursors: deque[Cursor]) -> None:
+        """Serve these in turn, until it is the buyers' turn; those are left that take more."""
+        size = number = 0
+        while cursors and size < self._limits.turn_size_max and number < self._limits.turn_count_max:
+            cursor = cursors.popleft()
+            pushed_size = self.serve(cursor)
+            if pushed_size and cursor in cursor.listener.due:
+                cursors.append(cursor)
+            size += pushed_size
+            number += 1
+
+    def serve(self, cursor: Cursor) -> int:
+        """Push a slice of what is in memory, if the subscriber takes it; return its size in bytes.
+
+        If that was not everything the cursor is due, or waits for a page.
+        """
         tail, listener = cursor.tail, cursor.listener
-        subscriber, due = listener.subscriber, listener.due
-        due.pop(cursor, None)
-        if cursor in tail.lagging or cursor not in tail.cursors:
-            return
-        while not _is_level(cursor):
-            if not subscriber.writable or not subscriber.has_answered(cursor.ticket):
-                due[cursor] = None
-                return
-            if not cursor.announced:
-                cursor.announced = True
-                subscriber.push(_mark(Mark.SUBSCRIBED, tail, cursor.version))
-                continue
-            if cursor.generation != tail.generation:
-                cursor.generation, cursor.version = tail.generation, 0
-                subscriber.push(_mark(Mark.RESET, tail))
-                continue
-            window = self._find_window(tail, cursor.version)
-            if window is None:
-                tail.lagging.add(cursor)
-                self.behind[tail] = None
-                return
-            if 0 < cursor.version < window.opened:  # it knows an earlier sale
-                cursor.version = 0
-                subscriber.push(_mark(Mark.RESET, tail))
-                continue
-            frames, cursor.version = window.after(cursor.version, self._limits.push_size_max)
-            subscriber.push(frames)
+        listener.due.pop(cursor, None)
+        if cursor in tail.lagging or cursor not in tail.cursors or _is_level(cursor):
+            return 0
+        if not listener.takes_more:
+            listener.due[cursor] = None
+            return 0
+        frames = self._next_slice(cursor)
+        if frames:
+            listener.subscriber.push(frames)
+            if not _is_level(cursor):
+                listener.due[cursor] = None
+        return len(frames)
+
+    def _next_slice(self, cursor: Cursor) -> bytes:
+        """Return what comes next and move the cursor behind it; nothing when a page has to be read."""
+        tail = cursor.tail
+        renewed = cursor.generation != tail.generation
+        if renewed:
+            cursor.generation, cursor.version = tail.generation, 0
+        if not cursor.announced:
+            cursor.announced = True
+            return _mark(Mark.SUBSCRIBED, tail, cursor.version)
+        if renewed:
+            return _mark(Mark.RESET, tail)
+        window = self._find_window(tail, cursor.version)
+        if window is None:
+            tail.lagging.add(cursor)
+            self.behind[tail] = None
+            return b""
+        if 0 < cursor.version < window.opened:  # it knows an earlier sale
+            cursor.version = 0
+            return _mark(Mark.RESET, tail)
+        frames, cursor.version = window.after(cursor.version, self._limits.push_size_max)
+        return frames
+
+    def find_current(self, tail: Tail) -> list[Cursor]:
+        """Return those that wait for nothing but news."""
+        return [cursor for cursor in tail.cursors if cursor not in cursor.listener.due and cursor not in tail.lagging]
 
     def take_lagging(self, tail: Tail) -> set[Cursor]:
         """Take out and return those that wait for a page."""

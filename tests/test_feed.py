@@ -77,9 +77,9 @@ class MemoryLedger:
         exists = name in books.plain or name in books.epochs
         return Standing(exists, books.epochs.get(name, ""), books.versions.get(name, 0))
 
-    async def products(self) -> set[str]:
+    async def products(self, count_max: int) -> set[str] | None:
         await self._visit()
-        return set(self._books.epochs)
+        return set(self._books.epochs) if len(self._books.epochs) <= count_max else None
 
     async def page(self, product_id: str, after_version: int) -> Page | None:
         await self._visit()
@@ -191,7 +191,7 @@ MakeFeed = Callable[..., Feed]
 @pytest.fixture
 async def make_feed(books: Books, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeFeed]:
     hasty = {"_WAIT_S": 0.002, "_CHECK_S": 0.01, "_RETRY_PAUSE_S": 0.002}
-    small = {"_SLICE_COUNT": 4, "_SERVED_TOGETHER_COUNT": 3}
+    small = {"_ADMITTED_TOGETHER_COUNT": 4, "_ENCODED_TOGETHER_COUNT": 2, "_SERVED_TOGETHER_COUNT": 3}
     for name, value in (hasty | small).items():
         monkeypatch.setattr(feed_module, name, value)
     feeds = []
@@ -388,6 +388,18 @@ async def test_a_product_of_all_may_be_subscribed_to_from_an_earlier_version(mak
     await until(lambda: it.heard("q")[3:] == sold(5, 5))
 
 
+async def test_what_is_followed_already_goes_on_without_being_announced_again(feed: Feed, books: Books) -> None:
+    books.open("q", "e2")
+    it = Listener(feed)
+    await it.subscribe("p")
+    for _ in range(2):
+        assert await it.subscribe() == Subscribed(version=0)
+        await until(lambda: it.heard("q") == [("subscribed", 1)])
+    books.sell("p")
+    books.sell("q")
+    await until(lambda: it.heard("p") == sold(2, 2) and it.heard("q") == [("subscribed", 1), *sold(2, 2)])
+
+
 async def test_a_product_that_cannot_be_read_is_new_once_it_can(feed: Feed, books: Books) -> None:
     books.unreadable.add("p")
     it, one = Listener(feed), Listener(feed)
@@ -425,6 +437,52 @@ async def test_a_sale_that_ends_while_it_is_asked_about_is_asked_about_again(
     books.sell("p")
     await until(lambda: other.heard() == [("sold", 2)])
     assert it.heard() == [("reset", 0), ("opened", 1), ("sold", 2)]
+
+
+async def test_who_waits_while_others_begin_is_asked_for_again_if_a_sale_ends_meanwhile(
+    feed: Feed, books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books.open("q", "e")
+    first, second = Listener(feed), Listener(feed)
+
+    def end_the_sale() -> None:
+        assert first.answers
+        assert not second.answers
+        books.delete("p")
+        books.open("p", "e2")
+        feed._tails["p"].renew("e2")
+        books.sell("p", 3)
+
+    def begun(ticket: int, answer: Answer) -> None:
+        first.answers.append(answer)
+        asyncio.get_running_loop().call_soon(end_the_sale)  # now it is the buyers' turn
+
+    monkeypatch.setattr(first, "answer", begun)
+    for it in (first, second):
+        feed.subscribe(Subscribe(), it, 0)
+    await until(lambda: second.heard() == [("subscribed", 4)])
+    await until(lambda: first.heard() == [("subscribed", 0), ("opened", 1), *sold(2, 4)])
+    assert {event.epoch for it in (first, second) for event in it.events if event.event == "subscribed"} == {"e", "e2"}
+
+
+async def test_who_leaves_while_the_store_is_asked_has_nobody_asked_for_again(
+    feed: Feed, books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it, leaving = Listener(feed), Listener(feed)
+    await leaving.subscribe("p")
+    good, asked_count = MemoryLedger.standings, 0
+
+    async def slow(self: MemoryLedger, product_ids: Sequence[str]) -> list[Standing | None]:
+        nonlocal asked_count
+        asked_count += self is feed._reading
+        leaving.leave()
+        return await good(self, product_ids)
+
+    monkeypatch.setattr(MemoryLedger, "standings", slow)
+    assert isinstance(await it.subscribe("p"), Subscribed)
+    assert asked_count == 1
+    books.sell("p")
+    await until(lambda: it.heard() == sold(2, 2))
 
 
 async def test_a_page_of_a_sale_that_was_opened_anew_is_not_told(
@@ -511,14 +569,44 @@ async def test_beyond_a_bound_it_is_busy(make_feed: MakeFeed, books: Books) -> N
     assert await second.subscribe("p") == BUSY
     first.leave()
     assert isinstance(await second.subscribe("p"), Subscribed)
+    books.plain.add("plain")  # and so it is not one of all
+    for limits in ({"product_count_max": 4}, {"cursor_count_max": 4}):
+        first = Listener(make_feed(**limits))
+        assert isinstance(await first.subscribe("plain"), Subscribed)
+        assert await first.subscribe() == BUSY
     feed = make_feed(asked_count_max=1)
     for ticket in range(3):
         feed.subscribe(Subscribe("p"), first, ticket)
     assert first.answers[-2:] == [BUSY, BUSY]
 
 
-async def test_who_would_miss_a_new_product_is_parted_from(make_feed: MakeFeed, books: Books) -> None:
-    it = Listener(make_feed(product_count_max=2))
+async def test_too_many_products_are_busy_for_those_alone_who_ask_for_all(
+    make_feed: MakeFeed, books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("q", "r"):
+        books.open(name, "e")
+    feed = make_feed(product_count_max=2)
+    good, asked_for = MemoryLedger.standings, set()
+
+    async def record(self: MemoryLedger, product_ids: Sequence[str]) -> list[Standing | None]:
+        asked_for.update(product_ids)
+        return await good(self, product_ids)
+
+    monkeypatch.setattr(MemoryLedger, "standings", record)
+    everything, one = Listener(feed), Listener(feed)
+    feed.subscribe(Subscribe(), everything, 0)
+    feed.subscribe(Subscribe("p"), one, 0)
+    await until(lambda: bool(everything.answers and one.answers))
+    assert everything.answers == [BUSY]
+    assert one.answers == [Subscribed(product_id="p", version=1, epoch="e1")]
+    assert asked_for == {"p"}
+
+
+@pytest.mark.parametrize("limits", [{"product_count_max": 2}, {"cursor_count_max": 2}])
+async def test_who_would_miss_a_new_product_is_parted_from(
+    make_feed: MakeFeed, books: Books, limits: dict[str, int]
+) -> None:
+    it = Listener(make_feed(**limits))
     await it.subscribe()
     books.open("q", "e")
     await until(lambda: ("opened", 1) in it.heard("q"))
@@ -569,6 +657,150 @@ async def test_a_subscriber_that_pauses_goes_on_where_it_was_and_holds_up_nobody
         slow.take(1)
         await until(lambda count=count: len(slow.events) > count)  # type: ignore[misc]
     assert feed._tails["p"].window.count <= 5
+
+
+class Turns:
+    """Counts the turns of the event loop, and what is pushed to some subscribers in each."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.pushed: list[tuple[int, Listener, int]] = []  # turn, to whom, bytes
+
+    async def count(self) -> None:
+        while True:
+            await asyncio.sleep(0)
+            self.number += 1
+
+    def watch(self, it: Listener) -> None:
+        push = it.push
+
+        def watched(frames: bytes) -> None:
+            self.pushed.append((self.number, it, len(frames)))
+            push(frames)
+
+        it.push = watched  # type: ignore[method-assign]
+
+
+@pytest.fixture
+async def turns() -> AsyncIterator[Turns]:
+    turns = Turns()
+    counting = asyncio.create_task(turns.count())
+    yield turns
+    counting.cancel()
+
+
+@pytest.mark.parametrize("room", [300, 1 << 30])
+async def test_buyers_have_a_turn_after_so_many_bytes_however_much_is_owed(
+    make_feed: MakeFeed, books: Books, turns: Turns, room: int
+) -> None:
+    slice_size, turn_size = 500, 2_000
+    feed = make_feed(push_size_max=slice_size, turn_size_max=turn_size)
+    for _ in range(30):
+        books.sell("p", 5)
+    crowd = [Listener(feed, room) for _ in range(20)]
+    for it in crowd:
+        turns.watch(it)
+        feed.subscribe(Subscribe("p", 0), it, 0)
+
+    def all_told() -> bool:
+        for it in crowd:
+            if it.room <= 0:
+                it.take(room)
+        return all(it.heard()[-1:] == [("sold", 151)] for it in crowd)
+
+    await until(all_told)
+    pushed_sizes: dict[int, int] = defaultdict(int)
+    for number, _, size in turns.pushed:
+        pushed_sizes[number] += size
+    assert max(pushed_sizes.values()) < 3 * (turn_size + slice_size), "three tasks push, each so much in a turn"
+    assert sum(pushed_sizes.values()) > 30 * turn_size
+
+
+async def test_those_who_are_behind_take_turns_a_slice_at_a_time(
+    make_feed: MakeFeed, books: Books, turns: Turns
+) -> None:
+    feed = make_feed(push_size_max=300)
+    for _ in range(20):
+        books.sell("p", 5)
+    crowd = [Listener(feed) for _ in range(3)]
+    for it in crowd:
+        turns.watch(it)
+        feed.subscribe(Subscribe("p", 0), it, 0)
+    await until(lambda: all(it.heard()[-1:] == [("sold", 101)] for it in crowd))
+    order = [crowd.index(it) for _, it, _ in turns.pushed]
+    assert len(order) > 60
+    for first in range(0, len(order), 3):
+        assert set(order[first : first + 3]) == {0, 1, 2}
+
+
+async def test_news_reaches_a_crowd_in_several_turns(make_feed: MakeFeed, books: Books, turns: Turns) -> None:
+    feed = make_feed(turn_count_max=3)
+    crowd = [Listener(feed) for _ in range(10)]
+    for it in crowd:
+        turns.watch(it)
+        await it.subscribe("p")
+    books.sell("p")
+    await until(lambda: all(it.heard() == sold(2, 2) for it in crowd))
+    told_in = [number for number, _, _ in turns.pushed]
+    assert len(told_in) == 10
+    assert max(told_in.count(number) for number in told_in) == 3
+
+
+async def test_news_is_for_those_who_are_not_behind(make_feed: MakeFeed, books: Books) -> None:
+    feed = make_feed(push_size_max=1)
+    books.sell("p", 50)
+    current, behind = Listener(feed), Listener(feed, room=1)
+    await current.subscribe("p")
+    await behind.subscribe("p", 0)
+    await until(lambda: bool(behind.events))
+    [cursor] = feed._subscriptions.find_current(feed._tails["p"])
+    assert cursor.listener.subscriber is current
+    books.sell("p")
+    await until(lambda: current.heard() == sold(52, 52))
+    behind.take(1 << 30)
+    await until(lambda: behind.heard() == [("opened", 1), *sold(2, 52)])
+
+
+async def test_who_asks_while_others_are_far_behind_does_not_wait_for_them(
+    make_feed: MakeFeed, books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = make_feed(push_size_max=1, turn_size_max=1)  # one event in a turn
+    for _ in range(3):
+        books.sell("p", 50)
+    behind, other = Listener(feed), Listener(feed)
+    good = behind.push
+    heard_count = 0
+
+    def push(frames: bytes) -> None:
+        good(frames)
+        if len(behind.events) == 9:
+            feed.subscribe(Subscribe("p"), other, 0)
+
+    def answer(ticket: int, answer: Answer) -> None:
+        nonlocal heard_count
+        heard_count = len(behind.events)
+
+    monkeypatch.setattr(behind, "push", push)
+    monkeypatch.setattr(other, "answer", answer)
+    await behind.subscribe("p", 0)
+    await until(lambda: behind.heard() == [("opened", 1), *sold(2, 151)])
+    assert 9 <= heard_count < 30
+
+
+async def test_a_subscriber_of_many_products_gets_a_slice_of_them_in_a_turn(
+    make_feed: MakeFeed, books: Books, turns: Turns
+) -> None:
+    for number in range(40):
+        books.open(f"q{number}", "e")
+    it = Listener(make_feed(push_size_max=300, turn_count_max=3))
+    turns.watch(it)
+    it.held_back.add(0)
+    await it.subscribe()
+    it.held_back.clear()
+    it.flush()
+    await until(lambda: len(it.events) == 41)
+    assert {event.event for event in it.events} == {"subscribed"}
+    assert len({number for number, _, _ in turns.pushed}) > 10
 
 
 async def test_one_page_serves_all_who_are_behind(make_feed: MakeFeed, books: Books) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from flashsale.domain.sale import Change, Kind
 from flashsale.errors import StoreUnavailableError
 from flashsale.store.admin import Admin
 from flashsale.store.durability import Durability
+from flashsale.store.encoding import decode_message
 from flashsale.store.engine import RedisEngine
 from flashsale.store.ledger import MESSAGE_COUNT_MAX, RedisLedger
 
@@ -76,7 +77,50 @@ async def test_standings(ledger: RedisLedger, till: Till, product_id: str, redis
     assert (missing.exists, missing.epoch) == (False, "")
     assert unreadable is None
     assert await ledger.standings([]) == []
-    assert product_id in await ledger.products()
+
+
+async def test_many_standings_are_asked_for_in_parts(
+    ledger: RedisLedger, till: Till, product_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flashsale.store.ledger.STANDING_COUNT_MAX", 2)
+    found = await ledger.standings(["no-such", "no-such", "no-such", product_id, "no-such"])
+    assert [standing is not None and standing.exists for standing in found] == [False, False, False, True, False]
+
+
+async def test_products_are_read_if_there_are_not_too_many(
+    ledger: RedisLedger, till: Till, product_id: str, redis_client: "Redis"
+) -> None:
+    count = await redis_client.scard("products")
+    products = await ledger.products(count)
+    assert products is not None
+    assert product_id in products
+    assert len(products) == count
+    assert await ledger.products(count - 1) is None
+
+
+async def test_others_have_a_turn_after_each_message(
+    ledger: RedisLedger, till: Till, product_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        await till.sell()
+    turn, decoded_in = 0, []
+
+    def decode(*message: Any) -> Iterator[Change]:
+        decoded_in.append(turn)
+        return decode_message(*message)
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    monkeypatch.setattr("flashsale.store.ledger.decode_message", decode)
+    counting = asyncio.create_task(count_turns())
+    await ledger.page(product_id, 0)
+    await ledger.wait({product_id: 0}, 5)
+    counting.cancel()
+    assert len(decoded_in) == len(set(decoded_in)) == 8
 
 
 @pytest.mark.parametrize(
@@ -196,7 +240,7 @@ async def test_a_broken_link_is_made_again_and_a_cancelled_call_leaves_no_reply_
     ledger: RedisLedger, till: Till, product_id: str, redis_client: "Redis"
 ) -> None:
     for _ in range(3):
-        assert product_id in await ledger.products()
+        assert product_id in (await ledger.products(1 << 20) or ())
         await redis_client.client_kill_filter(_type="normal", skipme=True)
     waiting = asyncio.create_task(ledger.wait({product_id: 1}, 20))
     await asyncio.sleep(0.05)
@@ -210,7 +254,7 @@ async def test_a_broken_link_is_made_again_and_a_cancelled_call_leaves_no_reply_
 
 async def test_a_store_that_is_not_there() -> None:
     ledger = RedisLedger(f"unix:///tmp/{secrets.token_hex(8)}.sock")
-    for call in (ledger.products(), ledger.standings(["p"]), ledger.page("p", 0), ledger.wait({"p": 0}, 1)):
+    for call in (ledger.products(1), ledger.standings(["p"]), ledger.page("p", 0), ledger.wait({"p": 0}, 1)):
         with pytest.raises(StoreUnavailableError, match="cannot read from Redis"):
             await call
     await ledger.close()

@@ -84,6 +84,9 @@ def test_versions_that_are_missing_are_told_as_a_gap_but_not_before_the_beginnin
         *everything(window, 8),
     ]
     assert [event.version for event in everything(window, 7)] == [8, 9, 12]
+    window.trim(1, 1 << 20)
+    assert (window.base, window.opened) == (9, 5), "who knows an earlier sale is told so, however long ago it was"
+    assert Window("p", "e", 5).opened == 0
     assert everything(window, 9) == [FeedEvent(event="gap", product_id="p", version=12, after_version=9)]
 
 

@@ -24,6 +24,8 @@ MESSAGE_COUNT_MAX = 32
 """Messages in a page. Each holds the changes of one batch, at most some thousands."""
 ORDER_COUNT_MAX = 64
 """Refunded orders of a page that are looked up; the others are told without their ids."""
+STANDING_COUNT_MAX = 256
+"""Products asked about in one go, before the buyers of this worker have a turn: about 3 ms."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,19 +53,21 @@ class RedisLedger:
 
     async def standings(self, product_ids: Sequence[str]) -> list[Standing | None]:
         """Return how far each ledger has come; None for one that cannot be read."""
-        commands: list[_Command] = []
-        for product_id in product_ids:
-            commands.append(("HMGET", keys.key(product_id, "sale"), "epoch", "version"))
-            commands.append(("EXISTS", keys.key(product_id, "stock")))
-        replies = await self._call(commands)
-        return [_standing(*pair) for pair in zip(replies[::2], replies[1::2], strict=True)]
+        found: list[Standing | None] = []
+        for first in range(0, len(product_ids), STANDING_COUNT_MAX):
+            commands: list[_Command] = []
+            for product_id in product_ids[first : first + STANDING_COUNT_MAX]:
+                commands.append(("HMGET", keys.key(product_id, "sale"), "epoch", "version"))
+                commands.append(("EXISTS", keys.key(product_id, "stock")))
+            replies = await self._call(commands)
+            found += [_standing(*pair) for pair in zip(replies[::2], replies[1::2], strict=True)]
+        return found
 
-    async def products(self) -> set[str]:
-        """Return the ids of the products that have a ledger."""
-        [reply] = await self._call([("SMEMBERS", keys.PRODUCTS)])
-        if isinstance(reply, ResponseError):
-            raise StoreUnavailableError(f"Redis at {shown_url(self._url)} refused: {reply}")
-        return {name.decode(errors="replace") for name in reply}
+    async def products(self, count_max: int) -> set[str] | None:
+        """Return the ids of the products that have a ledger; None when there are more than so many."""
+        if await self._ask("SCARD", keys.PRODUCTS) > count_max:
+            return None
+        return {name.decode(errors="replace") for name in await self._ask("SMEMBERS", keys.PRODUCTS)}
 
     async def page(self, product_id: str, after_version: int) -> Page | None:
         """Return what the ledger holds behind a version, or the first part of it; None when it cannot be read."""
@@ -84,7 +88,7 @@ class RedisLedger:
         if standing is None:
             return None
         self._unreadable.discard(product_id)
-        batches, position = _decode(product_id, reply[1] + reply[2], after_version)
+        batches, position = await _decode(product_id, reply[1] + reply[2], after_version)
         order_times: dict[int, int] = {}
         refunds = _refunds(batches)
         if refunds:
@@ -130,7 +134,7 @@ class RedisLedger:
         found = {products[name]: messages for name, messages in reply or []}
         pages = []
         for product_id, messages in found.items():
-            batches, position = _decode(product_id, messages, positions[product_id])
+            batches, position = await _decode(product_id, messages, positions[product_id])
             order_times, epoch = await self._order_times(product_id, _refunds(batches))
             if epoch is None:
                 self._unreadable.add(product_id)
@@ -161,7 +165,7 @@ class RedisLedger:
         times: dict[int, int] = {}
         for version, reply in zip(order_versions, replies, strict=False):
             if not isinstance(reply, ResponseError):
-                [changes] = _decode(product_id, reply, version - 1)[0] or [[]]
+                [changes] = (await _decode(product_id, reply, version - 1))[0] or [[]]
                 times |= {
                     change.version: change.at_ms
                     for change in changes
@@ -179,6 +183,13 @@ class RedisLedger:
             raise StoreUnavailableError(f"Redis at {shown_url(self._url)} refused: {error}")
         _log.error("the ledgers of %s cannot be read: %s", sorted(found), error)
         self._unreadable |= found
+
+    async def _ask(self, *command: str | int) -> Any:
+        """Send one command that the store does not refuse, and return its reply."""
+        [reply] = await self._call([command])
+        if isinstance(reply, ResponseError):
+            raise StoreUnavailableError(f"Redis at {shown_url(self._url)} refused: {reply}")
+        return reply
 
     async def _call(self, commands: Sequence[_Command], timeout_s: float = ANSWER_TIMEOUT_S) -> list[Any]:
         """Send commands in one go and return their replies, errors among them as values.
@@ -242,10 +253,11 @@ def _standing(fields: Any, exists: Any) -> Standing | None:
         return None
 
 
-def _decode(product_id: str, messages: Sequence[_Message], after_version: int) -> tuple[list[list[Change]], int]:
+async def _decode(product_id: str, messages: Sequence[_Message], after_version: int) -> tuple[list[list[Change]], int]:
     """Return the changes behind a version, by message, and the version up to which the messages go.
 
-    A message that nobody here has written is left out: if it stands for changes, they show as a gap.
+    A message that nobody here has written is left out: if it stands for changes, they show as a gap. The buyers of this
+    worker have a turn after each.
     """
     batches, position = [], after_version
     for message_id, fields in messages:
@@ -259,6 +271,7 @@ def _decode(product_id: str, messages: Sequence[_Message], after_version: int) -
             batches.append(changes)
             position = max(position, changes[-1].version)
         position = max(position, int(message_id.partition(b"-")[0]))
+        await asyncio.sleep(0)
     return batches, position
 
 
