@@ -5,14 +5,15 @@ the bytes and however they are cut, it yields the same frames and then at most o
 """
 
 import re
+import sys
 from enum import IntEnum
 from struct import Struct
 from typing import TypeAlias
 
 import msgspec
 
-from flashsale.domain.answers import HOLD_NOT_FOUND, Answer
-from flashsale.domain.bounds import REQUEST_ID_SIZE_MAX
+from flashsale.domain.answers import HOLD_NOT_FOUND, PRODUCT_NOT_FOUND, Answer
+from flashsale.domain.bounds import ID_SIZE_MAX, REQUEST_ID_SIZE_MAX, USER_ID_SIZE_MAX
 from flashsale.domain.events import ChangeEvent, Event, FeedEvent, PurchaseEvent, SoldOutEvent
 from flashsale.domain.ids import TOKEN_LENGTH, token_of
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve, Subscribe
@@ -61,21 +62,29 @@ class FrameReader:
     before it; nothing is kept for it, and the reader takes no more bytes.
     """
 
-    __slots__ = ("_kept", "_needed", "_payload_size_max", "oversized")
+    __slots__ = ("_kept", "_needed", "_payload_size_max", "holds_back", "oversized")
 
     def __init__(self, payload_size_max: int = PAYLOAD_SIZE_DEFAULT) -> None:
         self._payload_size_max = payload_size_max
         self._kept: bytearray | None = None
         self._needed = 0
         self.oversized: int | None = None
+        self.holds_back = False
+        """A whole frame waits for the next call, because the last one was to give out no more."""
 
     @property
     def incomplete(self) -> bool:
         """Whether the stream stands in the middle of a frame."""
-        return self._kept is not None
+        return self._kept is not None and not self.holds_back
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Take the next bytes and return the frames that they complete."""
+    def feed(self, data: bytes = b"", *, count_max: int = sys.maxsize, size_max: int = sys.maxsize) -> list[Frame]:
+        """Take the next bytes and return the frames that they complete, in their order.
+
+        Args:
+            data: the bytes; none ask for what was held back.
+            count_max: so many frames at most.
+            size_max: after so many bytes no further frame.
+        """
         if self.oversized is not None:
             return []
         if self._kept is not None:
@@ -84,8 +93,10 @@ class FrameReader:
                 return []  # asked once per segment, so that a frame sent byte by byte costs no copying
             data = bytes(self._kept)
             self._kept = None
+            self.holds_back = False
         frames: list[Frame] = []
         position, size = 0, len(data)
+        needed = HEADER_SIZE
         while size - position >= HEADER_SIZE:
             message_type, length = _unpack_header(data, position)
             if length > self._payload_size_max:
@@ -93,13 +104,15 @@ class FrameReader:
                 return frames
             end = position + HEADER_SIZE + length
             if end > size:
-                self._needed = HEADER_SIZE + length
-                self._kept = bytearray(data[position:])
-                return frames
+                needed = HEADER_SIZE + length
+                break
+            if len(frames) >= count_max or position >= size_max:
+                self.holds_back = True
+                break
             frames.append((message_type, data[position + HEADER_SIZE : end]))
             position = end
         if position < size:
-            self._needed = HEADER_SIZE
+            self._needed = needed
             self._kept = bytearray(data[position:])
         return frames
 
@@ -130,7 +143,9 @@ _EVENT_DECODER: msgspec.json.Decoder[PurchaseEvent | SoldOutEvent] = msgspec.jso
 _CHANGE_DECODER: msgspec.json.Decoder[ChangeEvent] = msgspec.json.Decoder(ChangeEvent)
 _FEED_EVENT_DECODER: msgspec.json.Decoder[FeedEvent] = msgspec.json.Decoder(FeedEvent)
 _encode_json = msgspec.json.Encoder().encode
-_BOUNDED = re.compile(r"`\$\.(quantity|request_id|item_id|hold_seconds|after_version|epoch)`$")
+_BOUNDED = re.compile(r"`\$\.(user_id|quantity|request_id|item_id|hold_seconds|after_version|epoch)`$")
+_SIZE_FITTING = min(ID_SIZE_MAX, USER_ID_SIZE_MAX, REQUEST_ID_SIZE_MAX)
+"""In a payload of so many bytes no id is too long: JSON never says a character in fewer bytes than UTF-8."""
 
 
 def decode_request(frame: Frame) -> ClientRequest | str:
@@ -149,10 +164,17 @@ def decode_request(frame: Frame) -> ClientRequest | str:
     if type(request) is Purchase or type(request) is Reserve:
         if not request.product_id or not request.user_id:
             return MISSING_FIELD
-        if request.request_id is not None and not _fits(request.request_id):
-            return "invalid request_id"
-        return request
+        return request if len(payload) <= _SIZE_FITTING else _check_sizes(request)
     return _check(request)
+
+
+def _check_sizes(request: Purchase | Reserve) -> ClientRequest | str:
+    """Return the request, or the error text that answers it if one of its ids is too long."""
+    if not _fits(request.user_id, USER_ID_SIZE_MAX):
+        return "invalid user_id"
+    if request.request_id is not None and not _fits(request.request_id, REQUEST_ID_SIZE_MAX):
+        return "invalid request_id"
+    return request if _fits(request.product_id, ID_SIZE_MAX) else PRODUCT_NOT_FOUND
 
 
 def _check(request: ClientRequest) -> ClientRequest | str:
@@ -161,19 +183,22 @@ def _check(request: ClientRequest) -> ClientRequest | str:
         case Confirm() | Cancel() | Extend():
             if not request.code:
                 return MISSING_CODE
-            if isinstance(request, Confirm) and request.request_id is not None and not _fits(request.request_id):
+            if isinstance(request, Confirm) and not _fits(request.request_id or "", REQUEST_ID_SIZE_MAX):
                 return "invalid request_id"
-            if len(token_of(request.code)) != TOKEN_LENGTH or not request.product_id:
+            product_id = request.product_id
+            if len(token_of(request.code)) != TOKEN_LENGTH or not product_id or not _fits(product_id, ID_SIZE_MAX):
                 return HOLD_NOT_FOUND
         case GetStatus() if not request.product_id:
             return MISSING_FIELD
         case Subscribe() if not request.product_id and request.after_version is not None:
             return "invalid after_version"
+        case GetStatus() | Subscribe() if not _fits(request.product_id or "", ID_SIZE_MAX):
+            return PRODUCT_NOT_FOUND  # no operator can have opened it, and nobody else is to keep its name
     return request
 
 
-def _fits(request_id: str) -> bool:
-    return request_id.isascii() or len(request_id.encode()) <= REQUEST_ID_SIZE_MAX
+def _fits(value: str, size_max: int) -> bool:
+    return len(value) <= size_max and (value.isascii() or len(value.encode()) <= size_max)
 
 
 def encode_request(request: ClientRequest) -> bytes:

@@ -277,7 +277,8 @@ def test_field_of_a_request_is_taken_as_its_table_says(kind: type[Any], name: st
     null = read(kind, whole | {name: None})
     if given == "required":
         missing = wire.MISSING_CODE if name == "code" else wire.MISSING_FIELD
-        assert (absent, read(kind, whole | {name: ""}), null) == (missing, missing, wire.INVALID_JSON)
+        wrong_type = f"invalid {name}" if " to " in shape else wire.INVALID_JSON
+        assert (absent, read(kind, whole | {name: ""}), null) == (missing, missing, wrong_type)
     elif given == "optional":
         assert isinstance(absent, kind)
         assert (getattr(absent, name), null) == (None, absent)
@@ -288,7 +289,8 @@ def test_field_of_a_request_is_taken_as_its_table_says(kind: type[Any], name: st
         low, high = int(number(bounds[2])), int(number(bounds[3]))
         values = [int, lambda size: "x" * size][bounds[1] == "string"]
         assert [isinstance(read(kind, whole | {name: values(size)}), kind) for size in (low, high)] == [True, True]
-        assert {read(kind, whole | {name: values(size)}) for size in (low - 1, high + 1)} == {f"invalid {name}"}
+        beyond = (low - 1, high + 1) if given != "required" else (high + 1,)
+        assert {read(kind, whole | {name: values(size)}) for size in beyond} == {f"invalid {name}"}
         assert read(kind, whole | {name: ["1"]}) == f"invalid {name}"
         if bounds[1] == "string":
             assert isinstance(read(kind, whole | {name: "ë" * (high // 2)}), kind)
@@ -376,16 +378,29 @@ def test_an_order_id_is_made_as_described() -> None:
     assert (parts[3], int(parts[0], 16), int(parts[1], 16), parts[2]) == ("a-b", 1767225600000, 7, "c0ffee00")
 
 
-def test_answers_are_as_small_as_is_said() -> None:
-    longest = '"' * bounds.ID_SIZE_MAX  # each takes two bytes in JSON
+def test_answers_and_events_are_as_small_as_is_said() -> None:
+    longest = "\x01" * bounds.ID_SIZE_MAX  # each takes six bytes in JSON
     order = OrderRef(longest, "c0ffee00", bounds.STOCK_MAX, bounds.TIME_MAX * 1000)
     largest: list[Answer] = [
         Success(bounds.STOCK_MAX, make_order_id(order), bounds.STOCK_MAX, bounds.ITEMS_MAX, duplicate=True),
         Held(make_code("x" * 22, longest), bounds.TIME_MAX, bounds.STOCK_MAX, bounds.STOCK_MAX, bounds.ITEMS_MAX),
         Subscribed(product_id=longest, version=bounds.STOCK_MAX, epoch="c0ffee00"),
     ]
-    assert "all other answers are smaller than 1,024 bytes" in section("Frame")
-    assert max(len(encode_answer(1, answer)) for answer in largest) < 1024
+    assert "all other answers are smaller than 2,048 bytes" in section("Frame")
+    assert max(len(encode_answer(1, answer)) for answer in largest) < 2048
+    event = FeedEvent(
+        event="confirmed",
+        product_id=longest,
+        version=bounds.STOCK_MAX,
+        timestamp=bounds.TIME_MAX,
+        remaining=bounds.STOCK_MAX,
+        buyer="\x01" * bounds.USER_ID_SIZE_MAX,
+        quantity=bounds.QUANTITY_MAX,
+        item_id=bounds.ITEMS_MAX,
+        order_id=make_order_id(order),
+    )
+    assert "a subscriber must be ready for payloads of 8,192 bytes" in section("0x11 EVENT")
+    assert len(encode_feed_event(event)) < 8192
 
 
 # Bytes

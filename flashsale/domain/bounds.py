@@ -5,13 +5,16 @@ from typing import Annotated
 from msgspec import Meta
 
 ID_SIZE_MAX = 256
-"""The longest product id an operator may create, in UTF-8 bytes."""
+"""The longest product id, in UTF-8 bytes; no operator may create a longer one."""
 
 STOCK_MAX = 10**14 - 1
 """The largest stock, in units: Lua writes numbers with 14 digits."""
 
 QUANTITY_MAX = 1_000_000
 """The most units in one request."""
+
+USER_ID_SIZE_MAX = 256
+"""The longest user id, in UTF-8 bytes."""
 
 REQUEST_ID_SIZE_MAX = 128
 """The longest request id, in UTF-8 bytes."""
@@ -35,6 +38,7 @@ LAZY_COUNT_MAX = 4_096
 """Expired holds that a batch returns beyond those, for purchases that would otherwise be told SOLD_OUT."""
 
 Quantity = Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
+UserId = Annotated[str, Meta(max_length=USER_ID_SIZE_MAX)]
 RequestId = Annotated[str, Meta(min_length=1, max_length=REQUEST_ID_SIZE_MAX)]
 ItemId = Annotated[int, Meta(ge=1, le=ITEMS_MAX)]
 Version = Annotated[int, Meta(ge=0, le=STOCK_MAX)]

@@ -4,7 +4,7 @@ from typing import ClassVar, TypeAlias
 
 from msgspec import Struct
 
-from flashsale.domain.bounds import Epoch, HoldSeconds, ItemId, Quantity, RequestId, Version
+from flashsale.domain.bounds import Epoch, HoldSeconds, ItemId, Quantity, RequestId, UserId, Version
 from flashsale.domain.ids import CODE_SEPARATOR, parse_order_id
 
 # Requests of buyers. Empty ids and codes are the connection's to refuse; every one may be asked `product_id` and
@@ -15,7 +15,7 @@ class Purchase(Struct, frozen=True, gc=False, omit_defaults=True):
     """Units of a product for one user, sold at once."""
 
     product_id: str = ""
-    user_id: str = ""
+    user_id: UserId = ""
     quantity: Quantity = 1
     request_id: RequestId | None = None
     """The idempotency key: asked again, the request has no second effect and gets its first answer."""
@@ -27,7 +27,7 @@ class Reserve(Struct, frozen=True, gc=False, omit_defaults=True):
     """Units taken out of stock for a while; the answer's code confirms, extends or cancels the hold."""
 
     product_id: str = ""
-    user_id: str = ""
+    user_id: UserId = ""
     quantity: Quantity = 1
     request_id: RequestId | None = None
     item_id: ItemId | None = None
