@@ -9,7 +9,6 @@ from flashsale.domain.answers import Answer, Failed
 from flashsale.wire import (
     PAYLOAD_TOO_LARGE,
     ClientRequest,
-    Frame,
     FrameReader,
     MessageType,
     decode_request,
@@ -22,6 +21,13 @@ IN_FLIGHT_DEFAULT = 1024
 
 EARLY_SIZE_MAX = 256 * 1024
 """Bytes of answers that may wait behind one that is not there yet, before reading stops: PINGs may be large."""
+
+TURN_COUNT_MAX = 128
+"""Requests that a connection takes up before others have a turn: the smallest cost microseconds, and a segment of those
+would be thousands."""
+
+TURN_SIZE_MAX = 32 * 1024
+"""The same in bytes, up to one request more: PINGs are answered at once, and may not be read."""
 
 _TYPE_BITS = 8
 _TYPE_MASK = (1 << _TYPE_BITS) - 1
@@ -42,7 +48,7 @@ class ServerConnection:
         "_next",
         "_out",
         "_reader",
-        "_waiting",
+        "_resume_count_max",
         "closing",
         "saturated",
     )
@@ -55,9 +61,9 @@ class ServerConnection:
         self._early: dict[int, bytes] | None = None  # answers that came before their turn
         self._early_size = 0  # in bytes
         self._out: list[bytes] = []
-        self._waiting: list[Frame] = []  # frames behind the in-flight limit, while saturated
+        self._resume_count_max = 0  # go on when no more than so many are unanswered
         self.saturated = False
-        """Requests wait behind the in-flight limit; the shell should stop reading."""
+        """Requests wait for the next turn, or behind the in-flight limit; the shell should stop reading."""
         self.closing = False
         """No request is taken any more; close once `unanswered_count` is 0 and the bytes are out."""
 
@@ -73,9 +79,8 @@ class ServerConnection:
 
     @property
     def resumable(self) -> bool:
-        """Whether `resume` will take requests up again: half of those in flight are answered by now."""
-        half_count = self._in_flight_count_max // 2
-        return self.saturated and self.unanswered_count <= half_count and self._early_size < EARLY_SIZE_MAX
+        """Whether `resume` takes requests up: half of those in flight are answered, or they only wait for their turn."""
+        return self.saturated and self.unanswered_count <= self._resume_count_max and self._early_size < EARLY_SIZE_MAX
 
     @property
     def incomplete(self) -> bool:
@@ -89,25 +94,25 @@ class ServerConnection:
         """
         if self.closing:
             return []
-        frames = self._reader.feed(data)
         if self.saturated:
-            self._waiting += frames
+            self._reader.feed(data, count_max=0)
             return []
-        return self._take(frames)
+        return self._take(data)
 
     def resume(self) -> list[tuple[int, ClientRequest]]:
-        """Return the requests that waited behind the in-flight limit, as far as it now allows."""
-        if not self.saturated:
-            return []
-        waiting, self._waiting, self.saturated = self._waiting, [], False
-        return self._take(waiting)
+        """Return those of the requests that wait whose turn it is."""
+        return self._take(b"") if self.resumable else []
 
-    def _take(self, frames: list[Frame]) -> list[tuple[int, ClientRequest]]:
+    def _take(self, data: bytes) -> list[tuple[int, ClientRequest]]:
+        reader = self._reader
+        count_max = self._in_flight_count_max - (self._next - self._head)
+        if count_max > TURN_COUNT_MAX:
+            count_max = TURN_COUNT_MAX
+        if self._early_size >= EARLY_SIZE_MAX:
+            count_max = 0
+        frames = reader.feed(data, count_max=count_max, size_max=TURN_SIZE_MAX)
         requests: list[tuple[int, ClientRequest]] = []
-        for position, frame in enumerate(frames):
-            if self._next - self._head >= self._in_flight_count_max or self._early_size >= EARLY_SIZE_MAX:
-                self._waiting, self.saturated = frames[position:], True
-                return requests
+        for frame in frames:
             message_type = frame[0]
             ticket = self._next << _TYPE_BITS | message_type
             self._next += 1
@@ -119,8 +124,12 @@ class ServerConnection:
                 self.answer(ticket, Failed(request))
             else:
                 requests.append((ticket, request))
-        if self._reader.oversized is not None:
-            self._refuse_oversized(self._reader.oversized)
+        self.saturated = reader.holds_back
+        if self.saturated:
+            full = self.unanswered_count >= self._in_flight_count_max
+            self._resume_count_max = self._in_flight_count_max // 2 if full else self._in_flight_count_max - 1
+        if reader.oversized is not None:
+            self._refuse_oversized(reader.oversized)
         return requests
 
     def _refuse_oversized(self, message_type: int) -> None:

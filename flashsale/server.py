@@ -6,6 +6,7 @@ has deadlines, kept by one sweep a second rather than a timer each.
 """
 
 import asyncio
+import logging
 import math
 import resource
 import socket
@@ -17,7 +18,7 @@ from msgspec import Struct
 from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, Answer, Failed
 from flashsale.domain.requests import Request, Subscribe
-from flashsale.errors import ListenError
+from flashsale.errors import ConfigError, ListenError
 from flashsale.feed import Feed
 from flashsale.subscriptions import Subscriber
 from flashsale.wire import PAYLOAD_SIZE_DEFAULT, SUBSCRIBER_TOO_SLOW, ClientRequest, MessageType, encode_answer
@@ -25,12 +26,21 @@ from flashsale.wire import PAYLOAD_SIZE_DEFAULT, SUBSCRIBER_TOO_SLOW, ClientRequ
 LISTEN_BACKLOG = 65_535
 """Asked for; the kernel cuts it to net.core.somaxconn. With uvloop's default of 100, 10,000 clients at once hang."""
 
+SEGMENT_SIZE_MAX = 32 * 1024
+"""Bytes read from a client at once: what it is sent for them may have to wait in memory, and so may they."""
+
+UNSENT_SIZE_MAX = 16 * 1024
+"""Bytes of answers that the kernel does not take before a client is no longer read from."""
+
 _SWEEP_S = 1.0
+_SWEEP_COUNT = 512  # sessions looked at before buyers have a turn: about a millisecond
 _DESCRIPTORS_KEPT = 64  # for the store, the listeners, files
 _TOO_MANY = encode_answer(MessageType.NOTICE, BUSY)
 
 # A subscriber may send nothing for as long as it likes, so the kernel asks whether it is still there.
 _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+
+_log = logging.getLogger(__name__)
 
 Submit = Callable[[Request, "Session", int], None]
 
@@ -54,7 +64,7 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     """After the last answer, for the client to take it and close."""
 
 
-class Session(asyncio.Protocol):
+class Session(asyncio.BufferedProtocol):
     """One client: the shell around a ServerConnection, the sink of its answers, perhaps a subscriber."""
 
     __slots__ = (
@@ -65,6 +75,7 @@ class Session(asyncio.Protocol):
         "_listening",
         "_peer_ended",
         "_reading",
+        "_resuming",
         "_server",
         "_still_sweeps",
         "_swept",
@@ -84,6 +95,7 @@ class Session(asyncio.Protocol):
         self._listening = False
         self._transport: asyncio.Transport | None = None
         self._reading = True
+        self._resuming = False  # requests that wait have their next turn soon
         self._finishing = False  # end as soon as everything is answered
         self._peer_ended = False  # the client has shut its side
         self._ended = False  # our side is shut; what still comes is thrown away
@@ -96,11 +108,20 @@ class Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the client in, or answer BUSY and close when there are too many."""
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=UNSENT_SIZE_MAX)
         if not self._server.admit(self):
             self._transport.write(_TOO_MANY)
             self._transport.close()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where the next segment is to be put: one place for all, as each is taken out at once."""
+        return self._server.segment
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take the segment out."""
+        self.receive(bytes(self._server.segment[:nbytes]))
+
+    def receive(self, data: bytes) -> None:
         """Hand a segment to the connection and its requests to the batcher."""
         if not self._ended:
             self._submit(self._connection.receive(data))
@@ -137,8 +158,6 @@ class Session(asyncio.Protocol):
         transport, connection = self._transport, self._connection
         if self._ended or transport is None or transport.is_closing():
             return
-        while connection.saturated and connection.resumable:
-            self._submit(connection.resume())
         data = connection.data_to_send()
         if data:
             transport.write(data)
@@ -149,6 +168,9 @@ class Session(asyncio.Protocol):
                 self._end(transport)
         elif connection.saturated or not self._reading:
             self._set_reading(reading=not connection.saturated and self._blocked_sweeps < 0)
+        if connection.saturated and not self._resuming and self._blocked_sweeps < 0 and connection.resumable:
+            self._resuming = True
+            asyncio.get_running_loop().call_soon(self._resume)  # everybody else has a turn before
 
     # Called by the feed
 
@@ -234,6 +256,14 @@ class Session(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def _resume(self) -> None:
+        """Take up what waits, unless the client does not take what it was answered so far."""
+        self._resuming = False
+        transport = self._transport
+        if not self._ended and self._blocked_sweeps < 0 and transport is not None and not transport.is_closing():
+            self._submit(self._connection.resume())
+            self.flush()
+
     def _submit(self, requests: list[tuple[int, ClientRequest]]) -> None:
         for ticket, request in requests:
             if isinstance(request, Subscribe):
@@ -273,17 +303,20 @@ class TcpServer:
             submit: takes (request, sink, ticket); the batcher's.
             limits: the bounds; the connection cap is lowered to what the descriptor limit allows.
             feed: serves subscribers; without it they are told UNAVAILABLE.
+
+        Raises:
+            ConfigError: the descriptor limit allows no connection at all.
         """
         self.submit = submit
         self.subscribe = feed.subscribe if feed is not None else _refuse
         self.feed = feed
         self.limits = limits or ServerLimits()
+        self.segment = memoryview(bytearray(SEGMENT_SIZE_MAX))
         self._sessions: set[Session] = set()
         self._empty = asyncio.Event()
         self._listener: asyncio.Server | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
-        descriptor_count_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._connection_count_max = min(self.limits.connection_count_max, descriptor_count_max - _DESCRIPTORS_KEPT)
+        self._sweeping: asyncio.Task[None] | None = None
+        self._connection_count_max = _connection_count_allowed(self.limits.connection_count_max)
 
     @property
     def connection_count(self) -> int:
@@ -294,7 +327,7 @@ class TcpServer:
         """Accept clients on a bound socket."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(lambda: Session(self), sock=listening, backlog=LISTEN_BACKLOG)
-        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
+        self._sweeping = loop.create_task(self._sweep())
 
     async def drain(self, answered: Awaitable[None], *, timeout_s: float) -> None:
         """Stop accepting, refuse new requests, answer what is in flight, part from the clients.
@@ -318,8 +351,8 @@ class TcpServer:
         except TimeoutError:
             for session in list(self._sessions):
                 session.abort()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
 
     def admit(self, session: Session) -> bool:
         """Whether there is room for one more client; it counts from now on if so."""
@@ -334,14 +367,40 @@ class TcpServer:
         if not self._sessions:
             self._empty.set()
 
-    def _sweep(self) -> None:
-        for session in list(self._sessions):
-            session.sweep(self.limits)
-        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+    async def _sweep(self) -> None:
+        """Keep the deadlines: look at all sessions once every _SWEEP_S seconds, some at a time, until cancelled."""
+        loop = asyncio.get_running_loop()
+        due_at = loop.time()
+        while True:
+            due_at = max(due_at + _SWEEP_S, loop.time())
+            await asyncio.sleep(due_at - loop.time())
+            sessions = list(self._sessions)
+            for start in range(0, len(sessions), _SWEEP_COUNT):
+                self._look_at(sessions[start : start + _SWEEP_COUNT])
+                await asyncio.sleep(0)
+
+    def _look_at(self, sessions: list[Session]) -> None:
+        for session in sessions:
+            try:
+                session.sweep(self.limits)
+            except Exception:  # noqa: BLE001 - a bug that one connection meets must not end the deadlines of all
+                _log.exception("the deadlines of a connection are not kept")
 
 
 def _refuse(request: ClientRequest | Request, session: Subscriber, ticket: int) -> None:
     session.answer(ticket, NOT_EXECUTED)
+
+
+def _connection_count_allowed(wanted: int) -> int:
+    """Return how many connections this process may have; raise ConfigError if that is none."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY or wanted <= limit - _DESCRIPTORS_KEPT:
+        return wanted
+    if limit <= _DESCRIPTORS_KEPT:
+        raise ConfigError(f"the descriptor limit of {limit} leaves none for connections: raise it with `ulimit -n`")
+    allowed = limit - _DESCRIPTORS_KEPT
+    _log.warning("at most %d connections at once instead of %d: the descriptor limit is %d", allowed, wanted, limit)
+    return allowed
 
 
 def _keep_alive(transport: asyncio.Transport) -> None:

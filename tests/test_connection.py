@@ -1,9 +1,16 @@
 """The connection without its socket: order, errors, the in-flight limit, the end."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
+from flashsale.connection import (
+    EARLY_SIZE_MAX,
+    IN_FLIGHT_DEFAULT,
+    TURN_COUNT_MAX,
+    TURN_SIZE_MAX,
+    ServerConnection,
+)
 from flashsale.domain.answers import BUSY, SOLD_OUT, Failed, ProductStatus, Subscribed, Success
 from flashsale.domain.events import FeedEvent
 from flashsale.domain.requests import GetStatus, Purchase, Subscribe
@@ -156,8 +163,68 @@ def test_in_flight_limit_holds_back_and_resumes_in_order() -> None:
 def test_default_in_flight_limit() -> None:
     it = connection()
     requests = it.receive(b"".join(buy(number) for number in range(IN_FLIGHT_DEFAULT + 1)))
+    while it.resumable:
+        requests += it.resume()
     assert len(requests) == IN_FLIGHT_DEFAULT == 1024
     assert it.saturated
+    for ticket, _ in requests[:511]:
+        it.answer(ticket, SOLD_OUT)
+    assert not it.resumable
+    it.answer(requests[511][0], SOLD_OUT)
+    assert it.resumable, "half of them are answered"
+    assert [request.user_id for _, request in it.resume()] == ["1024"]
+    assert not it.saturated
+
+
+@pytest.mark.parametrize(
+    ("frame", "answer"),
+    [
+        (encode_frame(1, b""), Failed("invalid json")),
+        (encode_frame(0x77, b""), Failed("unknown message type")),
+        (encode_frame(6, b""), b""),
+    ],
+)
+def test_one_segment_of_the_smallest_frames_is_answered_turn_by_turn(frame: bytes, answer: object) -> None:
+    it = connection()
+    count = 10 * TURN_COUNT_MAX + 1
+    assert it.receive(frame * count + frame[:3]) == []
+    received = answers(it.data_to_send())
+    assert received == [answer] * TURN_COUNT_MAX
+    for turn in range(2, 12):
+        assert (it.saturated, it.resumable, it.incomplete) == (True, True, False)
+        assert it.receive(frame[:0]) == [], "bytes that still come are not their turn"
+        assert it.data_to_send() == b""
+        assert it.resume() == []
+        received += answers(it.data_to_send())
+        assert len(received) == min(turn * TURN_COUNT_MAX, count)
+    assert received == [answer] * count
+    assert (it.saturated, it.resumable, it.incomplete) == (False, False, True)
+
+
+def test_requests_whose_turn_has_not_come_need_no_answers_to_go_on() -> None:
+    it = connection(2 * TURN_COUNT_MAX)
+    taken = it.receive(b"".join(buy(number) for number in range(3 * TURN_COUNT_MAX)))
+    assert len(taken) == TURN_COUNT_MAX
+    taken += it.resume()
+    assert [request.user_id for _, request in taken] == [str(number) for number in range(2 * TURN_COUNT_MAX)]
+    assert it.saturated
+    assert not it.resumable, "now they wait for the answers to half of those"
+    for ticket, _ in taken[:TURN_COUNT_MAX]:
+        it.answer(ticket, SOLD_OUT)
+    assert len(it.resume()) == TURN_COUNT_MAX
+    assert not it.saturated
+
+
+def test_large_pings_are_answered_turn_by_turn() -> None:
+    it = connection()
+    ping = encode_frame(6, b"x" * (TURN_SIZE_MAX - 1))
+    it.receive(ping * 4)
+    assert it.data_to_send() == ping
+    for _ in range(3):
+        assert it.resumable
+        it.resume()
+        assert it.data_to_send() == ping
+    assert not it.saturated
 
 
 def test_resume_without_need_does_nothing() -> None:
@@ -269,10 +336,12 @@ def test_large_pings_behind_a_purchase_are_bounded_by_size() -> None:
     it = ServerConnection(payload_size_max=65_536, in_flight_count_max=1024)
     [(ticket, _)] = it.receive(encode_request(Purchase("p", "u")))
     ping = encode_frame(0x06, b"x" * 65_536)
-    assert it.receive(ping * 20) == []
+    for _ in range(20):
+        assert it.receive(ping) == []
+        while it.resumable:
+            assert it.resume() == []
     assert it.saturated
-    assert not it.resumable
-    assert it.unanswered_count < 10
+    assert it.unanswered_count == 1 + EARLY_SIZE_MAX // 65_536
     it.answer(ticket, SOLD_OUT)
     answers = it.data_to_send()
     while it.resumable:

@@ -17,7 +17,7 @@ import redis
 
 from flashsale.launch import ServerProcess
 
-PURCHASE, STATUS, PING = 1, 5, 6
+PURCHASE, CONFIRM, STATUS, PING, SUBSCRIBE = 1, 3, 5, 6, 16
 Connect = Callable[..., Any]
 
 
@@ -76,7 +76,9 @@ ERRORS_THAT_STAY = {
     "json and more": (PURCHASE, b'{"product_id":"a","user_id":"b"} x', "invalid json"),
     "list": (PURCHASE, b'["a","b"]', "invalid json"),
     "null": (PURCHASE, b"null", "invalid json"),
-    "user is a number": (PURCHASE, b'{"product_id":"a","user_id":7}', "invalid json"),
+    "product is a number": (PURCHASE, b'{"product_id":7,"user_id":"b"}', "invalid json"),
+    "user is a number": (PURCHASE, b'{"product_id":"a","user_id":7}', "invalid user_id"),
+    "user too long": (PURCHASE, b'{"product_id":"a","user_id":"%s"}' % (b"x" * 257), "invalid user_id"),
     "product is null": (PURCHASE, b'{"product_id":null,"user_id":"b"}', "invalid json"),
     "bad utf-8": (PURCHASE, b'{"product_id":"a","user_id":"\xff\xfe"}', "invalid json"),
     "bad utf-8 in an unknown field": (PURCHASE, b'{"product_id":"a","user_id":"b","x":"\xff"}', "invalid json"),
@@ -92,6 +94,10 @@ ERRORS_THAT_STAY = {
     "status not json": (STATUS, b"x", "invalid json"),
     "no such product": (PURCHASE, b'{"product_id":"no-such","user_id":"b"}', "product not found"),
     "status of no such product": (STATUS, b'{"product_id":"no-such"}', "product not found"),
+    "product too long": (PURCHASE, b'{"product_id":"%s","user_id":"b"}' % (b"x" * 257), "product not found"),
+    "status of a product too long": (STATUS, b'{"product_id":"%s"}' % (b"x" * 65_000), "product not found"),
+    "subscription to a product too long": (SUBSCRIBE, b'{"product_id":"%s"}' % (b"x" * 257), "product not found"),
+    "hold of a product too long": (CONFIRM, b'{"code":"%s.%s"}' % (b"A" * 22, b"x" * 257), "hold not found"),
 }
 
 
@@ -224,7 +230,7 @@ def test_the_same_user_may_buy_again(wire: Any, store: "redis.Redis", product_id
     assert store.lrange(f"product:{product_id}:buyers", 0, -1) == ["again"] * 3
 
 
-@pytest.mark.parametrize("user_id", ["日本", "a\x00b", 'quote"and\\slash', "line\nbreak", "\x1b[31m", "u" * 60_000])
+@pytest.mark.parametrize("user_id", ["日本", "a\x00b", 'quote"and\\slash', "line\nbreak", "\x1b[31m", "u" * 256])
 def test_a_user_id_is_kept_as_it_is(wire: Any, store: "redis.Redis", product_id: str, user_id: str) -> None:
     store.set(f"product:{product_id}:stock", 1)
     assert wire.buy(product_id, user_id)["status"] == "SUCCESS"
@@ -304,6 +310,39 @@ def test_an_honest_client_is_served_while_others_send_rubbish(
         stop.set()
         buyer.join()
     assert not wrong
+
+
+def test_an_honest_client_is_served_while_another_floods_the_server_with_empty_requests(
+    server: ServerProcess, connect: Connect
+) -> None:
+    stop = threading.Event()
+    segment = connect.frame(PURCHASE, b"") * 20_000
+
+    def flood(it: socket.socket) -> None:
+        with suppress(OSError):
+            while not stop.is_set():
+                it.sendall(segment)
+
+    def read(it: socket.socket) -> None:
+        with suppress(OSError):
+            while it.recv(1 << 20):
+                pass
+
+    with connect(server.port) as client, connect(server.port) as attacker:
+        threads = [threading.Thread(target=target, args=(attacker.socket,)) for target in (flood, read)]
+        for thread in threads:
+            thread.start()
+        try:
+            time.sleep(0.3)
+            begun_at = time.monotonic()
+            for _ in range(20):
+                client.ping()
+            assert time.monotonic() - begun_at < 5, "each takes milliseconds, and took seconds once"
+        finally:
+            stop.set()
+            attacker.socket.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
 
 
 def test_rubbish_after_good_frames_leaves_the_good_ones_answered(
