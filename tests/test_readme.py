@@ -6,17 +6,20 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 
 import msgspec
+import pytest
+import redis
 from redis.asyncio import Redis
 
 from flashsale import Client, cli
 from flashsale.config import ENVIRONMENT, Config
-from flashsale.domain.answers import Cancelled, SoldOut, Success
+from flashsale.domain.answers import Cancelled, Held, SoldOut, Success
 from flashsale.domain.batches import Batch
-from flashsale.domain.requests import Purchase
+from flashsale.domain.requests import Close, Pause, Purchase, Restock, Resume
+from flashsale.domain.sale import Terms
 from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin
 from flashsale.store.durability import REQUIRED, Durability
@@ -105,6 +108,7 @@ def buy(port, product_id):
     return asyncio.run(purchase()).order_id
 
 
+@pytest.mark.timeout(180)  # twenty processes, one after the other
 def test_a_sale_is_run_as_shown(home, environment):
     environment = environment | {"HOME": str(home), "LISTEN_ADDR": "127.0.0.1:0"}
     commands = re.findall(r"^flashsale ([^#\n]+)(?:# (.*))?", section("Run a sale"), re.MULTILINE)
@@ -160,6 +164,98 @@ async def drift(url):
         await engine.close()
         await redis.set("product:iphone15:stock", 92)
         await redis.lpop("product:iphone15:buyers")
+
+
+@pytest.fixture
+def limited_store(start_store):
+    """The URL of a store as the README's user gives it, and a client of the store that may do anything."""
+    port = start_store("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+    with redis.Redis(port=port, decode_responses=True) as everything:
+        everything.execute_command("ACL", "SETUSER", "flashsale", *rights())
+        everything.config_resetstat()
+        yield f"redis://flashsale:PASSWORD@127.0.0.1:{port}", everything
+
+
+def rights():
+    """Return the words behind the user's name in the README's ACL SETUSER."""
+    shown = re.search(r"ACL SETUSER flashsale (.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
+    return shlex.split(shown.replace("\\\n", ""))
+
+
+async def test_the_user_of_the_store_may_do_what_is_needed_and_no_more(limited_store, start_server):
+    url, everything = limited_store
+    server = await asyncio.to_thread(start_server, "--redis", url)
+    async with Admin(url) as admin, asyncio.timeout(30), aclosing(admin.events()) as events:
+        assert await anext(events) is None
+        await admin.init("p", 20, Terms(limit=4, numbered=True))
+        assert (await anext(events))[0].event == "opened"
+        async with Client(server.host, server.port) as client:
+            await buy_and_follow(client)
+        await sell_out(url)
+        await look_and_change(admin)
+        await drift_and_repair(admin, url)
+        await admin.reset("p")
+    stats = everything.info("commandstats")
+    assert {entry["object"] for entry in everything.acl_log()} <= {"client|setinfo"}
+    used = {name.removeprefix("cmdstat_") for name, counted in stats.items() if counted["calls"]}
+    commands = used - {"auth", "hello", "config|resetstat"}  # everybody may log in; the last was not his
+    containers = {name.partition("|")[0] for name in commands if "|" in name}
+    commands |= named_commands(everything) - containers
+    assert sorted(word for word in rights() if word.startswith("+")) == sorted(f"+{name}" for name in commands)
+
+
+def named_commands(store):
+    """Return the commands that the sources name, also those that are rare."""
+    files = [path for path in (ROOT / "flashsale/store").rglob("*") if path.suffix in {".py", ".lua"}]
+    files.remove(ROOT / "flashsale/store/faults.py")  # its words are the codes of errors
+    words = {word for path in files for word in re.findall(r"['\"]([A-Z]+)['\"]", path.read_text())}
+    return {word.lower() for word in words} & set(store.command_list())
+
+
+async def buy_and_follow(client):
+    first = await client.purchase("p", "ann", request_id="r")
+    assert await client.purchase("p", "ann", request_id="r") == msgspec.structs.replace(first, duplicate=True)
+    held = await client.reserve("p", "bob")
+    assert isinstance(await client.extend(held.code, 1_000), Held)
+    assert isinstance(await client.confirm(held.code), Success)
+    held = await client.reserve("p", "cy")
+    assert isinstance(await client.cancel(held.code), Cancelled)
+    assert isinstance(await client.reserve("p", "dee"), Held)
+    assert isinstance(await client.reserve("p", "eve", hold_seconds=1), Held)
+    assert (await client.status("p")).sold == 2
+    assert (await anext(client.subscribe())).event == "expired"  # eve's hold, by the server itself
+    kinds = ["opened", "sold", "held", "extended", "confirmed", "held", "cancelled", "held", "held", "expired"]
+    feed = client.subscribe("p", after_version=0)
+    assert [(await anext(feed)).event for _ in kinds] == kinds
+
+
+async def sell_out(url):
+    engine = RedisEngine(url)
+    [crowd] = await engine.commit([Batch("p", [Purchase("p", f"u{number}") for number in range(30)], 1)], timeout_s=30)
+    assert sum(isinstance(answer, Success) for answer in crowd) == 17
+    await engine.close()
+
+
+async def look_and_change(admin):
+    sale = await admin.sale("p")
+    assert (sale.sold, sale.held, sale.remaining, sale.state) == (19, 1, 0, "open")
+    assert len([buyer async for buyer in admin.buyers("p")]) == 19
+    assert [hold.user_id async for _, hold, _ in admin.holds("p")] == ["dee"]
+    assert await admin.products() == await admin.audited_products() == ["p"]
+    for request in (Restock("p", 5), Pause("p"), Resume("p"), Close("p")):
+        await admin.change(request)
+
+
+async def drift_and_repair(admin, url):
+    assert (await admin.audit("p")).ok
+    async with Redis.from_url(url) as client:
+        await client.set("product:p:stock", 1)
+        await client.lpush("product:p:buyers", "nobody")
+        await client.srem("products", "p")
+        await client.zrem("products_due", "p")
+        await client.delete("product:p:users")
+    before, after = await admin.repair("p")
+    assert (before.difference_count, after.ok) == (25, True)
 
 
 def test_every_command_is_shown():
