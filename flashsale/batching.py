@@ -24,9 +24,11 @@ _RETRY_PAUSE_S = 0.05
 _DEADLINE_MARGIN_S = 0.1
 """Answers are given this much before the deadline, so that they arrive within it."""
 
-
 _OVERLAP_COUNT_MIN = 16
 """Fewer answers than this are sent in less time than it takes to send the next round off."""
+
+_UNSETTLED_COUNT_MAX = 16_384
+"""Products whose batches of unknown fate are told apart; beyond it every batch is fenced, which is safe, and slower."""
 
 
 class Sink(Protocol):
@@ -110,6 +112,7 @@ class Batcher:
         self._troubles: dict[str, _Trouble] = {}  # products whose last batch was not decided
         self._store_answers = True  # something was decided in the last round
         self._unsettled: set[str] = set()  # products with a batch whose fate was never learnt
+        self._all_unsettled = False  # they were too many: any product may be one of them
         self._progress_at = self._loop.time()
         self._task: asyncio.Task[None] | None = None
 
@@ -166,7 +169,7 @@ class Batcher:
                 commit.cancel()  # an engine decides one round at a time
                 await asyncio.wait({commit})
             for item in self._in_flight:
-                self._unsettled.add(item.product_id)
+                self._leave_unsettled(item.product_id)
                 self._answer_all(item, [UNKNOWN] * len(item.waiting))
         finally:
             self._task = None
@@ -223,7 +226,7 @@ class Batcher:
                 item.product_id,
                 item.requests,
                 item.sequence,
-                fenced=item.ambiguous or item.product_id in self._unsettled,
+                fenced=item.ambiguous or self._all_unsettled or item.product_id in self._unsettled,
             )
             for item in pending
         ]
@@ -252,6 +255,8 @@ class Batcher:
                     self._answer_all(item, outcome[len(outcome) - len(item.waiting) :])
                 case Defective():
                     self._note_answer(item)
+                    if item.ambiguous:  # the keys may be put right again before what was sent first arrives
+                        self._leave_unsettled(item.product_id)
                     self._answer_all(item, [UNKNOWN if item.ambiguous else NOT_EXECUTED] * len(item.waiting))
                 case NotExecuted():
                     if not item.ambiguous:
@@ -259,6 +264,14 @@ class Batcher:
                 case _:
                     item.ambiguous = True
                     self._note_trouble(item)
+
+    def _leave_unsettled(self, product_id: str) -> None:
+        """Remember to fence the product's next batch: one that was given up may still arrive at the store."""
+        if len(self._unsettled) < _UNSETTLED_COUNT_MAX:
+            self._unsettled.add(product_id)
+        elif product_id not in self._unsettled and not self._all_unsettled:
+            self._all_unsettled = True
+            _log.warning("the fate of batches of more than %d products is unknown", _UNSETTLED_COUNT_MAX)
 
     def _note_answer(self, item: _Pending) -> None:
         self._store_answers = True
@@ -291,7 +304,7 @@ class Batcher:
                 expired = _split(item.waiting, _count_since(item.waiting, since))
                 _deliver(expired, [UNKNOWN] * len(expired))
                 if not item.waiting:
-                    self._unsettled.add(item.product_id)
+                    self._leave_unsettled(item.product_id)
                     self._troubles.pop(item.product_id, None)
         for product_id, queue in list(self._queues.items()):
             if self._silent_since(product_id) <= since:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flashsale import batching
 from flashsale.batching import Batcher, Limits
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, NOT_FOUND, UNKNOWN, Answer, ProductStatus, SoldOut, Success
 from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted, Outcome
@@ -595,6 +596,47 @@ async def test_defective_after_ambiguous_is_unknown() -> None:
     sale = Sale(SILENT, BROKEN)
     sale.buy(0, 1)
     assert await sale.end() == {0: UNKNOWN, 1: UNKNOWN}
+
+
+@simulated
+async def test_defective_after_ambiguous_leaves_the_fence_up_until_a_batch_is_decided() -> None:
+    sale = Sale(SILENT, BROKEN, BROKEN)
+    for ticket in range(4):  # the keys are put right behind the second
+        sale.buy(ticket)
+        await sale.end()
+    assert [(batch.sequence, batch.fenced) for [batch] in sale.engine.rounds] == [
+        (1, False),
+        (1, True),
+        (2, True),
+        (3, True),
+        (4, False),
+    ]
+
+
+def test_beyond_so_many_unknown_fates_every_batch_is_fenced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(batching, "_UNSETTLED_COUNT_MAX", 2)
+
+    @simulated
+    async def run() -> None:
+        sale = Sale(always=SILENT)
+        for ticket, product_id in enumerate("qrqst"):
+            if ticket == 3:
+                assert not sale.batcher._all_unsettled, "two products, asked for again or not"
+            sale.buy(ticket, product_id=product_id)
+            await sale.end()
+        assert len(sale.batcher._unsettled) == 2
+        sale.engine.always = None
+        for ticket, product_id in enumerate("pqrstp", 10):
+            sale.buy(ticket, product_id=product_id)
+            await sale.end()
+            assert sale.engine.rounds[-1][0].fenced, product_id
+
+    run()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the fate of batches of more than 2 products is unknown"
+    ]
 
 
 @simulated
