@@ -47,9 +47,16 @@ class Sweeper:
         self._asked: dict[int, str] = {}  # ticket -> product
         self._gone: set[str] = set()  # products that were not found
         self._trouble = ""
+        self._ended = False
 
     async def run(self) -> None:
         """Sweep until cancelled; troubles of the store are waited out."""
+        try:
+            await self._sweep()
+        finally:
+            self._ended = True  # or a server that drains would wait until there is nothing left to sweep
+
+    async def _sweep(self) -> None:
         while True:
             pause_s = _LOOK_S
             try:
@@ -79,7 +86,7 @@ class Sweeper:
         product_id = self._asked.pop(ticket)
         if answer == NOT_FOUND:
             self._gone.add(product_id)
-        elif isinstance(answer, Swept) and answer.more:
+        elif isinstance(answer, Swept) and answer.more and not self._ended:
             self._ask(product_id)
 
     def flush(self) -> None:

@@ -1,16 +1,23 @@
-"""The sweeper's own logic, with a calendar that says what it is told; tests/e2e/test_expiry.py has the real one."""
+"""The sweeper's own logic, with a calendar that says what it is told; then what the real one finds in a store.
+
+Both together are in tests/e2e/test_expiry.py.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.asyncio import Redis
 
 from flashsale import expiry
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, NOT_FOUND, UNKNOWN, Answer, Swept
 from flashsale.domain.requests import Request, Sweep
 from flashsale.errors import StoreUnavailableError
 from flashsale.expiry import Sweeper
+from flashsale.store import calendar as store_calendar
+from flashsale.store import keys
+from flashsale.store.calendar import RedisCalendar
 
 
 class FakeCalendar:
@@ -93,6 +100,15 @@ async def test_more_of_a_product_is_asked_for_at_once() -> None:
         assert calendar.look_count == seen, "it does not wait for the next look"
 
 
+async def test_once_cancelled_it_asks_for_no_more_so_that_draining_ends() -> None:
+    calendar = FakeCalendar("a")
+    async with sweeping(calendar) as asked:
+        await looks(calendar)
+    assert asked.products == ["a"]
+    asked.answer(Swept(more=True))
+    assert asked.products == []
+
+
 @pytest.mark.parametrize("answer", [BUSY, UNKNOWN, NOT_EXECUTED])
 async def test_a_sweep_that_failed_is_tried_again_with_the_next_look(answer: Answer) -> None:
     calendar = FakeCalendar("a")
@@ -126,3 +142,43 @@ async def test_trouble_is_waited_out_and_told_once(error: Exception, caplog: pyt
         assert asked.products == ["a"]
     if isinstance(error, StoreUnavailableError):
         assert [record.getMessage() for record in caplog.records] == ["holds are not swept: away"]
+
+
+# What is due in a store
+
+
+@pytest.fixture
+async def calendar(
+    store_url: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RedisCalendar]:
+    monkeypatch.setattr(store_calendar, "_PAGE_COUNT", 2)
+    await redis_client.delete(keys.PRODUCTS_DUE)
+    it = RedisCalendar(store_url)
+    yield it
+    await it.close()
+    await redis_client.delete(keys.PRODUCTS_DUE)
+
+
+async def test_what_is_due_is_found_and_when_the_next_is(calendar: RedisCalendar, redis_client: Redis) -> None:
+    assert await calendar.due() == ([], 3600.0)
+    now_s = (await redis_client.time())[0]
+    await redis_client.zadd(keys.PRODUCTS_DUE, {"a": now_s - 1, "b": now_s + 100})
+    for _ in range(2):
+        due, next_s = await calendar.due()
+        assert due == ["a"]
+        assert 90 < next_s <= 100
+    await calendar.forget("a")
+    assert (await calendar.due())[0] == []
+
+
+async def test_products_that_stay_due_hide_no_others(calendar: RedisCalendar, redis_client: Redis) -> None:
+    now_s = (await redis_client.time())[0]
+    await redis_client.zadd(keys.PRODUCTS_DUE, {f"damaged {number}": now_s - 100 for number in range(4)})
+    await redis_client.zadd(keys.PRODUCTS_DUE, {"a": now_s - 1, "b": now_s + 100})
+    looks = [await calendar.due() for _ in range(4)]
+    assert [due for due, _ in looks] == [["damaged 0", "damaged 1"], ["damaged 2", "damaged 3"], ["a"], looks[0][0]]
+    assert looks[2][1] == 0.0, "the front is looked at again at once"
+    assert looks[0][1] == looks[1][1] > 1, "but not again and again"
+    await redis_client.delete(keys.PRODUCTS_DUE)
+    assert await calendar.due() == ([], 0.0)
+    assert await calendar.due() == ([], 3600.0)

@@ -11,7 +11,7 @@ from flashsale.store.address import shown_url
 from flashsale.store.links import make_client
 
 _ANSWER_TIMEOUT_S = 2.0
-_PAGE_COUNT = 256  # products in one look; those that are due leave the front for others
+_PAGE_COUNT = 256  # products in one look
 
 
 class RedisCalendar:
@@ -21,16 +21,27 @@ class RedisCalendar:
         """Name the store by its URL; connects with the first call."""
         self._url = url
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
+        self._start = 0  # of the next look, as a rank
 
     async def due(self) -> tuple[list[str], float]:
-        """Return the products with holds that may be due, and in how many seconds the next one may be."""
+        """Return products with holds that may be due, and in how many seconds others may be.
+
+        Those that are swept leave the front to others; those that cannot be, because their keys are damaged, stay. So
+        behind a page of nothing but due products the next look goes on, up to the end, and then begins again.
+        """
+        start, self._start = self._start, 0
         async with self._errors(), self._redis.pipeline(transaction=False) as pipeline:
             pipeline.time()
-            pipeline.zrange(keys.PRODUCTS_DUE, 0, _PAGE_COUNT - 1, withscores=True)
+            pipeline.zrange(keys.PRODUCTS_DUE, start, start + _PAGE_COUNT - 1, withscores=True)
             (seconds, microseconds), found = await pipeline.execute()
         now_s = seconds + microseconds / 1e6
+        due = [name.decode(errors="replace") for name, at_s in found if at_s <= now_s]
+        if len(due) == _PAGE_COUNT:
+            self._start = start + _PAGE_COUNT
+        elif start:
+            return due, 0.0  # at the front some may wait
         later = (at_s - now_s for _, at_s in found if at_s > now_s)
-        return [name.decode(errors="replace") for name, at_s in found if at_s <= now_s], next(later, 3600.0)
+        return due, next(later, 3600.0)
 
     async def forget(self, product_id: str) -> None:
         """Take a product out of the index."""
