@@ -27,7 +27,7 @@ _PAUSE_MAX_S = 1.0
 _SILENCE_MAX_S = 15.0
 """After so long without a word the server is asked whether it lives."""
 _READ_SIZE = 64 * 1024
-_EVENT_FIELDS_SIZE_MAX = 4 * 1024  # beside the user id, which a request may be full of
+_EVENT_FIELDS_SIZE_MAX = 4 * 1024  # beside the user id, which in an old ledger may be as long as a payload
 _NOTHING = ("", 0)  # the epoch and the version of a product that was never heard of
 _OTHER_EPOCH = "?"  # of none: the server will say that the product was opened anew
 
