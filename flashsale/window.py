@@ -34,7 +34,7 @@ class Window:
         self.epoch = epoch
         self.base = base
         self.opened = 0
-        """The version with which the sale was opened, if that ever was in here, also when it is trimmed; 0 otherwise."""
+        """The version with which the sale was opened, if that ever was in here, trimmed or not; 0 otherwise."""
         self._versions: list[int] = []  # up to which each frame tells
         self._ends: list[int] = []  # where each frame ends, counted from the first that ever was in here
         self._cut_size = 0  # bytes that were in here before
