@@ -79,7 +79,7 @@ class ServerConnection:
 
     @property
     def resumable(self) -> bool:
-        """Whether `resume` takes requests up: half of those in flight are answered, or they only wait for their turn."""
+        """Whether `resume` takes requests up: half of those in flight are answered, or only their turn was missing."""
         return self.saturated and self.unanswered_count <= self._resume_count_max and self._early_size < EARLY_SIZE_MAX
 
     @property

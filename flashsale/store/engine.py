@@ -1,7 +1,7 @@
 """The engine over Redis: one connection, one round trip in flight, each batch one call of the decision script.
 
 The library's retries are off: redis-py would send a script again after a time-out, and sell twice. Instead every batch
-carries (session, sequence), and the batcher sends it again knowingly (lua/purchase.lua remembers).
+carries (session, sequence), and the batcher sends it again knowingly (`remember` in lua/ledger.lua).
 """
 
 import asyncio
@@ -22,6 +22,9 @@ from flashsale.store.durability import REQUIRED, Durability, check_durability
 from flashsale.store.encoding import Reply, decode_reply, encode_batch
 from flashsale.store.faults import NOT_EXECUTED_CODES, RECONNECT_CODES, classify, error_code
 from flashsale.store.links import CONNECT_TIMEOUT_S, make_pool
+
+_REFUSAL_CODES = NOT_EXECUTED_CODES - RECONNECT_CODES
+_REFUSAL_OVER_S = 1.0  # without one: what is refused now and then fills no log
 
 _TOKEN_SIZE = 16  # bytes, from `secrets`: 128 random bits, so that nobody guesses the code of a hold
 
@@ -59,6 +62,7 @@ class RedisEngine:
         self._pool = make_pool(url)  # the batcher's deadline bounds each call
         self._connection: AbstractConnection | None = None
         self._trouble: str | None = None
+        self._refusals: dict[str, float] = {}  # what the store refuses batches with -> when it last did
         self._alarmed: set[str] = set()  # products that cannot be sold, as far as the log knows
 
     async def open(self) -> None:
@@ -115,7 +119,21 @@ class RedisEngine:
             if self._trouble is not None:
                 _log.warning("the store is back")
                 self._trouble = None
+        self._note_refusals(replies)
         return [self._judge(batch, reply) for batch, reply in zip(batches, replies, strict=True)]
+
+    def _note_refusals(self, replies: Sequence["_Reply"]) -> None:
+        """Tell the log what the store refuses batches with, once, and when that is over."""
+        now = asyncio.get_running_loop().time()
+        for reply in replies:
+            if isinstance(reply, ResponseError) and (code := error_code(reply)) in _REFUSAL_CODES:
+                if code not in self._refusals:
+                    _log.warning("the store refuses batches with %s: %s", code, reply)
+                self._refusals[code] = now
+        if self._refusals and not all(isinstance(reply, ResponseError) for reply in replies):
+            for code in [code for code, at in self._refusals.items() if now - at >= _REFUSAL_OVER_S]:
+                _log.warning("the store refuses no batches with %s any more", code)
+                del self._refusals[code]
 
     def _judge(self, batch: Batch, reply: "_Reply") -> Outcome:
         """Return what became of a batch; a product that cannot be sold is told to the log, once."""
