@@ -86,6 +86,8 @@ async def _collect(generator: Process, index: int, tell: Callable[[int, int], No
     while True:
         line = await _line(generator)
         if line.startswith(b"{"):
+            assert generator.stdin is not None
+            generator.stdin.close()
             await generator.wait()
             return msgspec.json.decode(line, type=Measured)
         tell(index, int(line))
@@ -94,6 +96,6 @@ async def _collect(generator: Process, index: int, tell: Callable[[int, int], No
 async def _line(generator: Process) -> bytes:
     assert generator.stdout is not None
     line = await generator.stdout.readline()
-    if not line:
+    if not line.endswith(b"\n"):
         raise FlashsaleError("a load generator ended before its time")
     return line

@@ -3,7 +3,7 @@
     python -m bench.generator '<a Load as JSON>'
 
 Writes `ready` once it is connected, starts when it reads a line, writes the number of its answers every TICK_S, and at
-last a Measured as JSON. It ends by itself after the load's time-out.
+last a Measured as JSON; it ends when its input does, so that nothing is lost on the way, or after the load's time-out.
 """
 
 import asyncio
@@ -45,6 +45,7 @@ def main() -> None:
     try:
         measured = uvloop.run(_generate(load))
         _tell(msgspec.json.encode(measured).decode())
+        sys.stdin.read()  # a pipe that is closed while it is read may lose its end
     except BrokenPipeError:  # the benchmark is gone, nobody wants to know
         sys.exit(1)
 

@@ -14,7 +14,14 @@ from weakref import WeakSet
 from flashsale.domain.answers import BUSY, Answer
 from flashsale.domain.events import FeedEvent
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
-from flashsale.errors import AnswerTimeoutError, ConnectionLostError, FlashsaleError, NotSentError, ProtocolError
+from flashsale.errors import (
+    AnswerTimeoutError,
+    ConnectionLostError,
+    FlashsaleError,
+    InvalidValueError,
+    NotSentError,
+    ProtocolError,
+)
 from flashsale.subscriber import RECONNECT_PAUSE_S, Subscription
 from flashsale.wire import (
     PAYLOAD_SIZE_MAX,
@@ -25,6 +32,7 @@ from flashsale.wire import (
     encode_request,
 )
 
+_REQUEST_SIZE_MAX = 65_536  # bytes, which is what a server takes unless it was told otherwise
 _SHOWN_SIZE = 200  # bytes of an answer that an error tells
 
 
@@ -45,6 +53,7 @@ class Client:
         ConnectionLostError, of which that is one: the connection broke before the answer: the outcome is unknown.
         AnswerTimeoutError: no answer within `timeout_s`: the outcome is unknown.
         ProtocolError: the server answered something else.
+        InvalidValueError: the request could not be sent: an id holds no text, or far too much of it.
     """
 
     def __init__(
@@ -171,13 +180,19 @@ class Client:
         return echo
 
     async def _ask(self, request: BuyerRequest) -> Answer:
-        payload = await self._exchange(encode_request(request))
+        try:
+            frame = encode_request(request)
+        except UnicodeEncodeError as error:
+            raise InvalidValueError(f"the request holds text that is none: {error.reason}") from error
+        payload = await self._exchange(frame)
         try:
             return decode_answer(payload)
         except ValueError as error:
             raise ProtocolError(f"the server sent an answer that is none: {error}") from error
 
     async def _exchange(self, frame: bytes) -> bytes:
+        if len(frame) > _REQUEST_SIZE_MAX:  # the server would end the connection, with the requests of all others on it
+            raise InvalidValueError(f"the request is {len(frame)} bytes long; at most {_REQUEST_SIZE_MAX} are allowed")
         link = self._link
         if link is None or link.lost:
             link = await self._connect()

@@ -165,6 +165,8 @@ def test_an_operators_day_in_the_words_of_the_readme(home: Path, store: "redis.R
         "Limit:             none\n"
         "Window:            always\n"
         "State:             open\n"
+        "Holds:             15m, extended 1h at most\n"
+        "Numbered:          no\n"
     )
     buyers = "".join(f"{number + 1}. user_{number}_0\n" for number in range(58))
     assert said(run("buyers", "iphone15", *at)) == f"=== Buyers for iphone15 (58 total) ===\n{buyers}"
@@ -391,7 +393,11 @@ def test_an_operators_day_with_all_that_can_be_done(home: Path, store: "redis.Re
         "Limit:             3 units per user",
     ]
     assert re.fullmatch(r"Window:            to \S+ \S+", status[7])
-    assert status[8:] == ["State:             closed"]
+    assert status[8:] == [
+        "State:             closed",
+        "Holds:             2h, extended 2h at most",
+        "Numbered:          yes",
+    ]
     assert said(run("audit", product, *at)) == (f"✓ {product}: 14 units = 12 left + 2 held + 0 sold; versions 1 to 9\n")
 
 
@@ -865,3 +871,18 @@ def test_demo_in_an_empty_home_shows_a_whole_sale(empty_home: Path) -> None:
     ):
         assert re.search(f"^{line}$", result.stdout, re.MULTILINE), line
     assert not list(empty_home.rglob("valkey.sock")), "the demo's store outlives it"
+
+
+@pytest.mark.parametrize(
+    "command", [("init", "--limitt", "4"), ("restock", "--jsno", "4"), ("init", "x", "4", "--forc")]
+)
+def test_an_option_that_there_is_not_is_no_product(home: Path, command: tuple[str, ...]) -> None:
+    [wrong] = [word for word in command if word.startswith("--")]
+    assert refused(run(*command, "--home", str(home)), 2).startswith(f"No such option '{wrong}'.")
+
+
+def test_a_product_may_be_named_like_an_option(home: Path) -> None:
+    assert (
+        said(run("init", "--home", str(home), "--", "--limitt", "4"))
+        == "✓ Product '--limitt' initialized with 4 units\n"
+    )

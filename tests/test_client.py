@@ -14,7 +14,7 @@ import uvloop
 from msgspec import structs
 
 from flashsale import Cancelled, Client, Failed, Held, Mismatch, ProductStatus, SoldOut, Success
-from flashsale.errors import AnswerTimeoutError, ConnectionLostError, NotSentError, ProtocolError
+from flashsale.errors import AnswerTimeoutError, ConnectionLostError, InvalidValueError, NotSentError, ProtocolError
 from flashsale.launch import ServerProcess
 
 PATIENCE_S = 30.0
@@ -144,15 +144,30 @@ async def test_any_number_of_tasks_share_one_connection_and_each_gets_its_own_an
 
 
 async def test_a_payload_too_large_is_answered_and_the_next_request_has_a_new_connection(
-    server: ServerProcess, open_sale: Callable[[int], str]
+    start_server: StartServer, open_sale: Callable[[int], str]
 ) -> None:
+    server = await asyncio.to_thread(start_server, FLASHSALE_PAYLOAD_SIZE_MAX="1000")
     product_id = open_sale(5)
     async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
-        assert await client.purchase(product_id, "u" * 70_000) == Failed("payload too large")
+        assert await client.purchase(product_id, "u" * 2_000) == Failed("payload too large")
         with suppress(ConnectionLostError):  # the server's end may be seen only now
             await client.ping()
         assert left(await client.purchase(product_id, "u")) == 4
         with pytest.raises(ProtocolError, match="payload too large"):  # what the server says is no echo
+            await client.ping(b"p" * 2_000)
+
+
+async def test_a_request_that_no_server_takes_is_not_sent_and_disturbs_no_other(
+    server: ServerProcess, open_sale: Callable[[int], str]
+) -> None:
+    product_id = open_sale(20)
+    async with Client(server.host, server.port, timeout_s=PATIENCE_S) as client:
+        users = [f"u{number}" for number in range(20)]
+        users[5], users[10] = "u" * 70_000, "\ud800"
+        found = await asyncio.gather(*(client.purchase(product_id, user) for user in users), return_exceptions=True)
+        assert [type(answer) for answer in found].count(Success) == 18
+        assert [type(found[number]) for number in (5, 10)] == [InvalidValueError] * 2
+        with pytest.raises(InvalidValueError, match="70005 bytes long; at most 65536"):
             await client.ping(b"p" * 70_000)
 
 

@@ -62,6 +62,10 @@ def status(config: Config, product_id: str, *, as_json: bool) -> None:
     click.echo(f"Limit:             {f'{_units(terms.limit)} per user' if terms.limit else 'none'}")
     click.echo(f"Window:            {_window(terms)}")
     click.echo(f"State:             {_STATES.get(found.state, found.state)}")
+    click.echo(
+        f"Holds:             {show_duration(terms.hold_s)}, extended {show_duration(terms.hold_total_s)} at most"
+    )
+    click.echo(f"Numbered:          {'yes' if terms.numbered else 'no'}")
 
 
 def _units(count: int) -> str:

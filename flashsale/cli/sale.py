@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 import click
@@ -27,10 +28,23 @@ from flashsale.errors import InvalidValueError, RefusedError
 from flashsale.store.admin import Admin
 from flashsale.terms import Moment, check_terms, show_duration, show_moment
 
-NUMBERS_MAY_BE_NEGATIVE = {"ignore_unknown_options": True}  # so that -1 is a wrong number, not a wrong option
+
+class _TakesNumbers(click.Command):
+    """A command to which -1 is a wrong number, and not a wrong option."""
+
+    def __init__(self, *args: Any, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self.ignore_unknown_options = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
+        for word in takewhile(lambda word: word != "--", args):
+            if word.startswith("-") and not word[1:2].isdigit() and word.partition("=")[0] not in known:
+                raise click.NoSuchOption(word, ctx=ctx)
+        return super().parse_args(ctx, args)
 
 
-@click.command(context_settings=NUMBERS_MAY_BE_NEGATIVE)
+@click.command(cls=_TakesNumbers)
 @product_argument
 @click.argument("stock", metavar="UNITS", type=STOCK)
 @click.option("--limit", metavar="N", type=UNITS, help="Units that one user may buy and hold together.")
@@ -98,7 +112,7 @@ def _told_terms(terms: Terms) -> list[str]:
     return lines
 
 
-@click.command(context_settings=NUMBERS_MAY_BE_NEGATIVE)
+@click.command(cls=_TakesNumbers)
 @product_argument
 @click.argument("quantity", metavar="UNITS", type=UNITS)
 @json_option
