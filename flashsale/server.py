@@ -10,6 +10,7 @@ import logging
 import math
 import resource
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -35,6 +36,7 @@ UNSENT_SIZE_MAX = 16 * 1024
 _SWEEP_S = 1.0
 _SWEEP_COUNT = 512  # sessions looked at before buyers have a turn: about a millisecond
 _DESCRIPTORS_KEPT = 64  # for the store, the listeners, files
+_NO_LINGER = struct.pack("ii", 1, 0)
 _TOO_MANY = encode_answer(MessageType.NOTICE, BUSY)
 
 # A subscriber may send nothing for as long as it likes, so the kernel asks whether it is still there.
@@ -252,8 +254,11 @@ class Session(asyncio.BufferedProtocol):
                 self.abort()
 
     def abort(self) -> None:
-        """Drop the client now."""
+        """Drop the client now, with a reset: the kernel need not keep for it what it does not take."""
         if self._transport is not None:
+            link = self._transport.get_extra_info("socket")
+            if link is not None:
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self._transport.abort()
 
     def _resume(self) -> None:

@@ -63,6 +63,16 @@ def test_the_line_on_stdout_and_the_log_say_where_it_listens(
     until(lambda: line in (home / "server.log").read_text())
 
 
+@pytest.mark.parametrize("begun", [b"", b"\x01\x00"])
+def test_a_client_that_is_dropped_is_reset(start_server: StartServer, begun: bytes) -> None:
+    """So that the kernel keeps nothing for it."""
+    server = start_server(FLASHSALE_FRAME_TIMEOUT_S="1")
+    with socket.create_connection((server.host, server.port), timeout=PATIENCE_S) as client:
+        client.sendall(begun)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
 def test_a_port_in_use_is_one_clear_line(start_server: StartServer, run_serve: RunServe, home: Path) -> None:
     for workers_before in ("1", "2"):
         port = start_server("--workers", workers_before).port
