@@ -23,6 +23,7 @@ _LOG_TAIL_SIZE = 2_000
 def child_environment() -> dict[str, str]:
     """Return the environment of our child processes: none of the user's settings, and this package in reach."""
     environment = clean_environment()
+    environment["FLASHSALE_ORDERS"] = "false"  # what moves orders into a database would share the two cores
     path = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = f"{_REPOSITORY}{os.pathsep}{path}" if path else str(_REPOSITORY)
     return environment

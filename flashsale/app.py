@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 import uvloop
@@ -19,6 +19,8 @@ from flashsale.errors import ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
 from flashsale.launch import raise_descriptor_limit
+from flashsale.orders.database import Database, database_url
+from flashsale.orders.mover import Mover
 from flashsale.server import ServerLimits, TcpServer, bind
 from flashsale.store.address import redis_url, shown_url
 from flashsale.store.admin import Admin
@@ -26,6 +28,7 @@ from flashsale.store.calendar import RedisCalendar
 from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
 from flashsale.store.ledger import RedisLedger
+from flashsale.store.outbox import RedisOutbox
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +63,54 @@ def open_store(config: Config) -> Iterator[Store]:
         embedded.release()
 
 
+def open_database(config: Config) -> Database:
+    """Return the database of the orders; it connects with the first call.
+
+    Raises:
+        InvalidValueError: the address is none, or the directory.
+    """
+    return Database(database_url(config.database, home_directory(config.home)))
+
+
+def move_orders(config: Config, announce: Callable[[str], None]) -> None:
+    """Move orders into the database until a signal ends it.
+
+    Args:
+        config: the settings.
+        announce: gets the one line that says between what they are moved.
+
+    Raises:
+        FlashsaleError: an address is none, or the embedded store does not start.
+    """
+    database = open_database(config)
+    with open_store(config) as store:
+        announce(f"Worker started - Redis: {store}, database: {database}")
+        uvloop.run(_move(store, database))
+
+
+async def _move(store: Store, database: Database) -> None:
+    """Move orders until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    embedded = store.embedded
+    outbox = RedisOutbox(store.url)
+    mover = Mover(outbox, database, revive=None if embedded is None else lambda: asyncio.to_thread(embedded.acquire))
+    moving = loop.create_task(mover.run())
+
+    def stop() -> None:
+        moving.cancel()
+        if embedded is not None:
+            embedded.give_up()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        with suppress(asyncio.CancelledError):
+            await moving
+    finally:
+        await outbox.close()
+        await database.close()
+
+
 def open_admin(store: Store) -> Admin:
     """Return the operator's hands on the store."""
     return Admin(store.url)
@@ -92,7 +143,11 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
             if host not in {"127.0.0.1", "::1", "localhost"}:
                 _log.warning("listening beyond loopback: whoever reaches %s:%d can buy", shown_host, port)
 
-        if config.workers == 1:
+        beside: supervisor.Work | None = None
+        if config.orders:
+            database = open_database(config)
+            beside = lambda moves: uvloop.run(_move(store, database))  # noqa: E731 - a name for it would say no more
+        elif config.workers == 1:
             uvloop.run(_work(config, store, listening, ready))
             return 0
         listening.close()
@@ -102,6 +157,7 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
                 config.workers,
                 lambda worker_ready: uvloop.run(_work(config, store, bind(host, port, shared=True), worker_ready)),
                 ready,
+                beside=beside,
                 stop_timeout_s=config.drain_timeout_s + 1,
             )
         finally:

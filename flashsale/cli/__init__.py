@@ -15,7 +15,8 @@ from click.shell_completion import get_completion_class
 from flashsale import __version__, app, demo
 from flashsale.cli.audit import audit
 from flashsale.cli.look import buyers, holds, products, status, watch
-from flashsale.cli.options import store_options
+from flashsale.cli.options import database_option, store_options
+from flashsale.cli.orders import db, export, orders, worker
 from flashsale.cli.sale import close, init, pause, refund, reset, restock, resume
 from flashsale.config import Config, load_config
 from flashsale.errors import FlashsaleError, InvalidValueError
@@ -44,6 +45,8 @@ def cli() -> None:
     type=click.Choice([level.value for level in Durability]),
     help="What a confirmed sale must survive; 'relaxed' takes a store that may lose some.  [default: local]",
 )
+@click.option("--orders/--no-orders", default=None, help="Move orders into the database.  [default: orders]")
+@database_option
 @store_options
 def serve(config: Config) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
@@ -111,7 +114,7 @@ def completion(shell: str) -> None:
 
 for _command in (
     init, restock, refund, pause, resume, close, reset, status, buyers, holds, products, audit,
-    watch,
+    watch, orders, export, db, worker,
 ):  # fmt: skip
     cli.add_command(_command)
 

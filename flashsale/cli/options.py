@@ -79,11 +79,16 @@ def store_options(command: Callable[..., T]) -> Callable[..., T]:
     @wraps(command)
     def with_config(*args: Any, config_path: Path | None, home: str | None, redis: str | None, **rest: Any) -> T:
         flags = {"home": home, "redis": redis}
-        for name in ("listen", "workers", "durability"):
+        for name in ("listen", "workers", "durability", "database", "orders"):
             flags[name] = rest.pop(name, None)
         return command(load_config(config_path, os.environ, flags), *args, **rest)
 
     return with_config
+
+
+database_option = click.option(
+    "--database", help="Of the orders: a URL.  [default: orders.db in the home directory]  [env: DATABASE_URL]"
+)
 
 
 def with_admin(config: Config, call: Callable[[Admin], Awaitable[T]]) -> T:

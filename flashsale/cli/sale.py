@@ -28,6 +28,10 @@ from flashsale.errors import InvalidValueError, RefusedError
 from flashsale.store.admin import Admin
 from flashsale.terms import Moment, check_terms, show_duration, show_moment
 
+discard_option = click.option(
+    "--discard", is_flag=True, help="Also when some orders are not in the database yet; those are lost."
+)
+
 
 class _TakesNumbers(click.Command):
     """A command to which -1 is a wrong number, and not a wrong option."""
@@ -54,8 +58,9 @@ class _TakesNumbers(click.Command):
 @click.option("--hold-max", metavar="DURATION", type=DURATION, help="With all its extensions.  [default: 1h]")
 @click.option("--numbered", is_flag=True, help="Each unit is an item of its own, with a number from 1.")
 @click.option("--force", is_flag=True, help="Also when the product has buyers or holds; they are forgotten.")
+@discard_option
 @store_options
-def init(config: Config, product_id: str, stock: int, *, force: bool, **options: Any) -> None:
+def init(config: Config, product_id: str, stock: int, *, force: bool, discard: bool, **options: Any) -> None:
     """Open a sale of UNITS units of product ID."""
 
     async def call(admin: Admin) -> Terms:
@@ -65,7 +70,7 @@ def init(config: Config, product_id: str, stock: int, *, force: bool, **options:
             check_terms(stock, terms, now_s)
         except InvalidValueError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
-        await admin.init(product_id, stock, terms, force=force)
+        await admin.init(product_id, stock, terms, force=force, discard=discard)
         return terms
 
     terms = with_admin(config, call)
@@ -180,10 +185,11 @@ def _change(config: Config, request: OperatorRequest, *, as_json: bool) -> Chang
 @click.command()
 @product_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@discard_option
 @store_options
-def reset(config: Config, product_id: str, *, yes: bool) -> None:
+def reset(config: Config, product_id: str, *, yes: bool, discard: bool) -> None:
     """Delete a product with its buyers, holds and ledger."""
     if not yes and sys.stdin.isatty():
         click.confirm(f"Delete product '{product_id}' with its buyers, holds and ledger?", abort=True)
-    with_admin(config, lambda admin: admin.reset(product_id))
+    with_admin(config, lambda admin: admin.reset(product_id, discard=discard))
     click.echo(f"✓ Product '{product_id}' reset (deleted)")

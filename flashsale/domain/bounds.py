@@ -7,6 +7,9 @@ from msgspec import Meta
 ID_SIZE_MAX = 256
 """The longest product id, in UTF-8 bytes; no operator may create a longer one."""
 
+USER_ID_SIZE_MAX = 256
+"""The longest user id, in UTF-8 bytes."""
+
 STOCK_MAX = 10**14 - 1
 """The largest stock, in units: Lua writes numbers with 14 digits."""
 

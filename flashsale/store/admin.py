@@ -41,6 +41,8 @@ REPAIR_TRIES = 10
 _PAGE_COUNT = 10_000
 _HOLDS_PAGE_COUNT = 1_000
 _RESUBSCRIBE_PAUSE_S = 0.2
+_MOVE_LOOKS, _MOVE_LOOK_S = 50, 0.1
+"""Looks at whether everything is in the database, and the time between two."""
 
 
 class Admin:
@@ -68,13 +70,30 @@ class Admin:
             await self._engine.close()
         await self._redis.aclose()
 
-    async def init(self, product_id: str, stock: int, terms: Terms = PLAIN, *, force: bool = False) -> None:
+    async def init(
+        self, product_id: str, stock: int, terms: Terms = PLAIN, *, force: bool = False, discard: bool = False
+    ) -> None:
         """Open a sale of `stock` units.
 
         Raises:
             ProductExistsError: the product has buyers or holds, and `force` is not given.
+            RefusedError: some of its changes are not in the database yet, and `discard` is not given.
         """
-        buyers, holds = await self._script(
+        for left in reversed(range(_MOVE_LOOKS)):
+            buyers, holds, unmoved = await self._init(product_id, stock, terms, force=force, discard=discard)
+            if not unmoved:
+                break
+            await self._wait_for_mover(product_id, unmoved, left)
+        if buyers or holds:
+            found = [f"{n} {what}{'s' * (n > 1)}" for n, what in ((buyers, "buyer"), (holds, "hold")) if n]
+            raise ProductExistsError(
+                f"Product '{product_id}' already has {' and '.join(found)}; --force starts it anew and forgets them"
+            )
+
+    async def _init(
+        self, product_id: str, stock: int, terms: Terms, *, force: bool, discard: bool
+    ) -> tuple[int, int, int]:
+        buyers, holds, unmoved = await self._script(
             scripts.INIT,
             product_id,
             stock,
@@ -86,12 +105,19 @@ class Admin:
             terms.hold_s,
             terms.hold_total_s,
             int(terms.numbered),
+            int(discard),
         )
-        if buyers or holds:
-            found = [f"{n} {what}{'s' * (n > 1)}" for n, what in ((buyers, "buyer"), (holds, "hold")) if n]
-            raise ProductExistsError(
-                f"Product '{product_id}' already has {' and '.join(found)}; --force starts it anew and forgets them"
+        return buyers, holds, unmoved
+
+    @staticmethod
+    async def _wait_for_mover(product_id: str, unmoved: int, looks_left: int) -> None:
+        """Wait a little for what is not in the database yet; raises RefusedError when it has been long enough."""
+        if not looks_left:
+            raise RefusedError(
+                f"{unmoved} changes of product '{product_id}' are not in the database yet: see that a server or a"
+                " worker moves them, or give --discard to lose them"
             )
+        await asyncio.sleep(_MOVE_LOOK_S)
 
     async def now(self) -> int:
         """Return the store's clock, in Unix seconds."""
@@ -99,10 +125,20 @@ class Admin:
             seconds, _ = await self._redis.time()
         return int(seconds)
 
-    async def reset(self, product_id: str) -> None:
-        """Delete the product with all that is known of it; raises ProductNotFoundError when there is none."""
-        if not await self._script(scripts.RESET, product_id):
-            raise ProductNotFoundError(product_id)
+    async def reset(self, product_id: str, *, discard: bool = False) -> None:
+        """Delete the product with all that is known of it here.
+
+        Raises:
+            ProductNotFoundError: there is none.
+            RefusedError: some of its changes are not in the database yet, and `discard` is not given.
+        """
+        for left in reversed(range(_MOVE_LOOKS)):
+            found = await self._script(scripts.RESET, product_id, int(discard))
+            if not found:
+                raise ProductNotFoundError(product_id)
+            if found > 0:
+                return
+            await self._wait_for_mover(product_id, -found, left)
 
     async def change(self, request: OperatorRequest) -> Changed:
         """Have an operator's request decided; its ledger tells of it.
@@ -295,7 +331,7 @@ class Admin:
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     async def _script(self, script: scripts.Script, product_id: str, *arguments: str | int | bytes) -> Any:
-        names = keys.script_keys(product_id)
+        names = (*keys.script_keys(product_id), keys.MOVERS)
         async with self._errors():
             await self._redis.ping()  # connects: what fails from here on may have been done
             try:

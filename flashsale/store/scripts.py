@@ -25,7 +25,8 @@ def _load(*names: str) -> Script:
 
 
 DECIDE = _load("frame", "ledger", "plain", "known", "holds", "rules", "operator", "decide", "apply")
-INIT = _load("init")
-RESET = _load("reset")
+INIT = _load("unmoved", "init")
+RESET = _load("unmoved", "reset")
 SNAPSHOT = _load("snapshot")
 REPAIR = _load("repair")
+MOVED = _load("moved")

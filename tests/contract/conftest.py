@@ -140,11 +140,11 @@ class Twins:
 
     def init(self, product_id: str, stock: int, terms: Terms) -> None:
         """Open a sale in the store alone."""
-        names = keys.script_keys(product_id)
+        names = (*keys.script_keys(product_id), keys.MOVERS)
         opened = (terms.limit, terms.opens_at, terms.closes_at, terms.hold_s, terms.hold_total_s, int(terms.numbered))
         init = self._store.load(self._scripts[1])
-        told = self._store.do("EVALSHA", init, len(names), *names, product_id, stock, 1, "0000beef", *opened)
-        assert told == [0, 0]
+        told = self._store.do("EVALSHA", init, len(names), *names, product_id, stock, 1, "0000beef", *opened, 0)
+        assert told == [0, 0, 0]
 
     def set_stock(self, product_id: str, stock: int, buyers: tuple[str, ...] = ()) -> None:
         """Set the keys by hand, of a product that is not there."""
@@ -157,8 +157,8 @@ class Twins:
     def delete(self, product_id: str) -> None:
         for engine in self.sessions.values():
             engine.delete(product_id)
-        names = keys.script_keys(product_id)
-        self._store.do("EVAL", scripts.RESET.source, len(names), *names, product_id)
+        names = (*keys.script_keys(product_id), keys.MOVERS)
+        self._store.do("EVAL", scripts.RESET.source, len(names), *names, product_id, 0)
         assert self._store.do("EXISTS", *names[:11]) == 0
 
     # The engines

@@ -1,17 +1,20 @@
 -- Opens a sale: sets its stock and terms, and clears what an earlier sale of the same id left. The sessions stay: a
 -- batch that is still on its way from before must find them. The versions go on, so that no version is told twice.
 --
--- KEYS  as in frame.lua
+-- KEYS  as in frame.lua, and 14 movers
 -- ARGV  1 product id   2 stock in units   3 force: '1' also when there are buyers or holds
 --       4 epoch, 8 hex digits   5 limit   6 opens at   7 closes at   8 hold time   9 hold time with all extensions
---       10 numbered: '1' when each unit is an item of its own
--- Returns {buyers, holds} that stand in the way (nothing was changed), or {0, 0} when the sale is open.
+--       10 numbered: '1' when each unit is an item of its own   11 discard: '1' also what is not in the database yet
+-- Returns {buyers, holds, changes} that stand in the way (nothing was changed), or {0, 0, 0} when the sale is open.
 
 if ARGV[3] ~= '1' then
   local buyers, holds = redis.call('LLEN', KEYS[2]), redis.call('ZCARD', KEYS[7])
   if buyers + holds > 0 then
-    return {buyers, holds}
+    return {buyers, holds, 0}
   end
+end
+if ARGV[11] ~= '1' and unmoved() > 0 then
+  return {0, 0, unmoved()}
 end
 local version = redis.pcall('HGET', KEYS[4], 'version')
 version = type(version) == 'string' and #version < 15 and string.match(version, '^%d+$') or '0'
@@ -36,4 +39,4 @@ redis.pcall('PERSIST', KEYS[3]) -- those of a product that did not exist were to
 redis.pcall('PUBLISH', 'flashsale_events', '{"event":"opened","product_id":' .. cjson.encode(ARGV[1])
   .. ',"remaining":' .. stock .. ',"timestamp":' .. time[1] .. ',"quantity":' .. stock .. ',"version":' .. version
   .. '}')
-return {0, 0}
+return {0, 0, 0}

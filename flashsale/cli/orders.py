@@ -1,0 +1,178 @@
+"""The commands about the orders in the database."""
+
+import asyncio
+import csv
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+
+from flashsale import app
+from flashsale.cli.options import (
+    PRODUCT_ID,
+    database_option,
+    json_option,
+    print_json,
+    print_table,
+    printable,
+    product_argument,
+    store_options,
+)
+from flashsale.config import Config
+from flashsale.orders import reports
+from flashsale.orders.database import Database
+
+T = TypeVar("T")
+
+_MOMENTS = {"created_at", "refunded_at", "solved_at"}  # in Unix ms
+
+
+class _OrdersGroup(click.Group):
+    """A group whose first argument may be a product: `orders ID` beside `orders dead`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands:
+            args = ["list", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_OrdersGroup)
+def orders() -> None:
+    """List the orders in the database: `orders [ID] [--user U]`; those of all products without an ID."""
+
+
+@orders.command(name="list", hidden=True)
+@click.argument("product_id", metavar="[ID]", type=PRODUCT_ID, required=False)
+@click.option("--user", "user_id", help="Only those of this user.")
+@json_option
+@database_option
+@store_options
+def list_orders(config: Config, product_id: str | None, *, user_id: str | None, as_json: bool) -> None:
+    """List orders by time."""
+
+    async def call(database: Database) -> list[dict[str, Any]]:
+        return [_shown(row) async for row in reports.list_orders(database, product_id, user_id)]
+
+    found = _with_database(config, call)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"=== Orders{f' of {product_id}' if product_id else ''} ({len(found)} total) ===")
+    if found:
+        columns = ("created_at", "status", "quantity", "item_id", "user_id", "order_id")
+        rows = (tuple("-" if row[name] is None else printable(str(row[name])) for name in columns) for row in found)
+        print_table(("time", "status", "units", "item", "user", "order"), rows, right=frozenset({2, 3}))
+
+
+@orders.command()
+@json_option
+@database_option
+@store_options
+def dead(config: Config, *, as_json: bool) -> None:
+    """List the changes that the database did not take."""
+    found = [_shown(row) for row in _with_database(config, reports.list_dead_letters)]
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"=== Dead letters ({len(found)} total) ===")
+    for row in found:
+        click.echo(f"{row['id']}: version {row['version']} of {printable(row['product_id'])}, {row['created_at']}")
+        click.echo(f"  {printable(row['entry'])}")
+        click.echo(f"  {printable(row['error'])}")
+
+
+@orders.command()
+@click.argument("number", metavar="NUMBER", type=click.IntRange(min=1))
+@database_option
+@store_options
+def retry(config: Config, number: int) -> None:
+    """Write a dead letter into its table, once what stood in its way is gone."""
+    now_ms = int(time.clock_gettime(time.CLOCK_REALTIME) * 1000)
+    if not _with_database(config, lambda database: reports.retry(database, number, now_ms)):
+        raise click.ClickException(f"There is no dead letter {number}")
+    click.echo(f"✓ Dead letter {number} is in the database")
+
+
+@click.command()
+@product_argument
+@click.option("--csv", "form", flag_value="csv", help="With a line of the columns' names.")
+@click.option("--jsonl", "form", flag_value="jsonl", help="An object in each line.")
+@database_option
+@store_options
+def export(config: Config, product_id: str, *, form: str | None) -> None:
+    """Write a product's orders to the standard output, as --csv or --jsonl."""
+    if form is None:
+        raise click.UsageError("say how: --csv or --jsonl")
+
+    async def call(database: Database) -> None:
+        if form == "csv":
+            names = reports.ORDER_COLUMNS
+            writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+            writer.writeheader()
+            async for row in reports.list_orders(database, product_id):
+                writer.writerow(_shown(row))
+        else:
+            async for row in reports.list_orders(database, product_id):
+                print_json(_shown(row))
+
+    _with_database(config, call)
+
+
+@click.group()
+def db() -> None:
+    """Look after the database of the orders."""
+
+
+@db.command()
+@database_option
+@store_options
+def upgrade(config: Config) -> None:
+    """Make the tables, or bring them up to date; a server does it too when it starts."""
+    applied = _with_database(config, lambda database: database.upgrade(), upgrade=False)
+    for name in applied:
+        click.echo(f"✓ {name}")
+    if not applied:
+        click.echo("✓ The tables are up to date")
+
+
+@click.command()
+@database_option
+@store_options
+def worker(config: Config) -> None:
+    """Move orders into the database until SIGTERM or Ctrl-C; servers do it too, unless started with --no-orders."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    app.move_orders(config, click.echo)
+
+
+def _with_database(config: Config, call: Callable[[Database], Awaitable[T]], *, upgrade: bool = True) -> T:
+    async def run() -> T:
+        database = app.open_database(config)
+        try:
+            if upgrade:
+                await database.upgrade()
+            return await call(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its times as text: ISO 8601, in UTC."""
+    return {name: _moment(value) if name in _MOMENTS and value is not None else value for name, value in row.items()}
+
+
+def _moment(at_ms: int) -> str:
+    seconds, milliseconds = divmod(at_ms, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"

@@ -1,0 +1,67 @@
+"""What is asked of the tables: orders, and changes that the database did not take."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from flashsale.domain.sale import Change
+from flashsale.orders.database import Database
+from flashsale.orders.moving import Portion, write_row
+from flashsale.orders.tables import dead_letters, orders
+
+ORDER_COLUMNS = tuple(column.name for column in orders.c)
+_PAGE_COUNT = 2_000
+
+
+async def list_orders(
+    database: Database, product_id: str | None = None, user_id: str | None = None
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield orders by their ids, which is by time; a row by the names of its columns, times in Unix ms."""
+    query = sa.select(orders).order_by(orders.c.order_id).limit(_PAGE_COUNT)
+    if product_id is not None:
+        query = query.where(orders.c.product_id == product_id)
+    if user_id is not None:
+        query = query.where(orders.c.user_id == user_id)
+    last = ""
+    while True:
+        async with database.reading() as connection:
+            page = (await connection.execute(query.where(orders.c.order_id > last))).mappings().all()
+        for row in page:
+            yield dict(row)
+        if len(page) < _PAGE_COUNT:
+            return
+        last = page[-1]["order_id"]
+
+
+async def list_dead_letters(database: Database) -> Sequence[dict[str, Any]]:
+    """Return the changes that are in no row of their own, the oldest first."""
+    query = sa.select(dead_letters).where(dead_letters.c.solved_at.is_(None)).order_by(dead_letters.c.id)
+    async with database.reading() as connection:
+        return [dict(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def retry(database: Database, number: int, now_ms: int) -> bool:
+    """Write the rows of a dead letter; return whether there is one of that number.
+
+    Raises:
+        DatabaseError: the database still does not take it.
+    """
+    async with database.writing() as connection:
+        letter = await _take_letter(connection, number, now_ms)
+        if letter is None:
+            return False
+        change = msgspec.json.decode(letter["entry"], type=Change)
+        portion = Portion(letter["product_id"], letter["epoch"], [change])
+        await write_row(connection, portion, msgspec.json.decode(letter["later"]))
+    return True
+
+
+async def _take_letter(connection: AsyncConnection, number: int, now_ms: int) -> Any:
+    is_it = sa.and_(dead_letters.c.id == number, dead_letters.c.solved_at.is_(None))
+    letter = (await connection.execute(sa.select(dead_letters).where(is_it).with_for_update())).mappings().first()
+    if letter is not None:
+        await connection.execute(sa.update(dead_letters).where(is_it).values(solved_at=now_ms))
+    return letter

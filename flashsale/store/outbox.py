@@ -1,0 +1,142 @@
+"""The ledgers as an outbox: what is not in the database yet, read as it comes.
+
+A ledger and its sale are written by the decision script in one step, so that whatever was sold is found here. Where the
+reading stands is known by whoever writes it down, in the transaction of the rows; nothing of that is kept in the store
+but a note for operators.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from msgspec import Struct
+from redis.exceptions import RedisError
+
+from flashsale.domain.sale import Change
+from flashsale.errors import StoreUnavailableError
+from flashsale.store import keys, scripts
+from flashsale.store.address import shown_url
+from flashsale.store.encoding import decode_message
+from flashsale.store.links import make_client
+
+_ANSWER_TIMEOUT_S = 5.0
+_MESSAGE_COUNT_MAX = 64
+"""Messages of a product in one read; each holds the changes of one batch, at most some thousands."""
+_STREAM_COUNT_MAX = 256
+"""Products in one read."""
+
+
+class Delivery(Struct, frozen=True):
+    """Changes of one sale, as they follow each other in its ledger."""
+
+    product_id: str
+    epoch: str
+    changes: list[Change]
+    fault: str = ""
+    """What is wrong with the message behind them, which cannot be read."""
+
+
+class RedisOutbox:
+    """Reads the ledgers of all products. Not for concurrent use: one call at a time."""
+
+    def __init__(self, url: str) -> None:
+        """Name the store by its URL; connects with the first call."""
+        self._url = url
+        self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
+        self._begin = 0  # at which product the next reading begins, so that each gets its turn
+        self._ends: dict[str, int] = {}  # versions with which messages end, as far as they were read
+
+    async def close(self) -> None:
+        """Give up the connection."""
+        await self._redis.aclose()
+
+    async def epochs(self) -> dict[str, str]:
+        """Return the sale that each product has at present whose ledger can be read.
+
+        From the first call on nobody deletes a product before all of it was noted to be in the database.
+        """
+        async with self._errors():
+            found = sorted(await cast("Any", self._redis.smembers(keys.PRODUCTS)))
+            names = [name.decode(errors="replace") for name in found]
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.hget(keys.key(name, "sale"), "epoch")
+                    pipeline.type(keys.key(name, "orders"))
+                pipeline.set(keys.MOVERS, "1")  # a store that is full may refuse it
+                told = await pipeline.execute(raise_on_error=False)
+        return {
+            name: epoch.decode(errors="replace")
+            for name, epoch, kind in zip(names, told[:-1:2], told[1:-1:2], strict=True)
+            if isinstance(epoch, bytes) and kind == b"stream"
+        }
+
+    async def read(self, positions: Mapping[str, int], wait_s: float) -> list[Delivery]:
+        """Return what follows these versions, or a part of it; waits for so long if there is nothing yet."""
+        async with self._errors():
+            found = await self._read_rests(positions) or await self._read_next(positions, wait_s)
+        deliveries = [_deliver(name, messages) for name, messages in found]
+        self._ends |= {found.product_id: found.changes[-1].version for found in deliveries if found.changes}
+        return deliveries
+
+    async def _read_rests(self, positions: Mapping[str, int]) -> list[tuple[str, Any]]:
+        """Return messages of which only a beginning stands before these versions: XREAD would pass over them."""
+        unsure = [name for name, version in positions.items() if version and self._ends.get(name) != version]
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for name in unsure:
+                pipeline.xrevrange(keys.key(name, "orders"), f"{positions[name]}-0", count=1)
+            found = await pipeline.execute() if unsure else []
+        rests = []
+        for name, messages in zip(unsure, found, strict=True):
+            begun = _deliver(name, messages)
+            if begun.fault or (begun.changes and begun.changes[-1].version > positions[name]):
+                rests.append((name, messages))
+            else:
+                self._ends[name] = positions[name]
+        return rests
+
+    async def _read_next(self, positions: Mapping[str, int], wait_s: float) -> list[tuple[str, Any]]:
+        streams = {keys.key(name, "orders").encode(): f"{version}-0" for name, version in positions.items()}
+        order = list(streams)
+        found: list[Any] = []
+        if len(order) > _STREAM_COUNT_MAX:  # nobody waits while one of the others has something
+            order = order[self._begin % len(order) :] + order[: self._begin % len(order)]
+            for first in range(0, len(order), _STREAM_COUNT_MAX):
+                self._begin += _STREAM_COUNT_MAX
+                some: Any = {key: streams[key] for key in order[first : first + _STREAM_COUNT_MAX]}
+                found = cast("Any", await self._redis.xread(some, count=_MESSAGE_COUNT_MAX)) or []
+                if found:
+                    break
+        if not found:
+            wait_ms = max(1, round(wait_s * 1000))
+            found = cast("Any", await self._redis.xread(cast("Any", streams), _MESSAGE_COUNT_MAX, wait_ms)) or []
+        names = dict(zip(streams, positions, strict=True))
+        return [(names[key], messages) for key, messages in found]
+
+    async def note(self, product_id: str, epoch: str, version: int) -> None:
+        """Note for operators up to where the changes of a sale are in the database."""
+        names = keys.script_keys(product_id)
+        async with self._errors():
+            await cast("Any", self._redis.eval(scripts.MOVED.source.decode(), len(names), *names, epoch, version))
+
+    @asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (RedisError, OSError) as error:
+            raise StoreUnavailableError(f"cannot reach Redis at {shown_url(self._url)}: {error}") from error
+
+
+def _deliver(product_id: str, messages: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> Delivery:
+    """Return what follows each other without a gap, of one sale; what is behind that comes with the next reading."""
+    epoch, changes, fault = "", list[Change](), ""
+    for message_id, fields in messages:
+        try:
+            told, of_epoch = list(decode_message(message_id, fields)), fields[b"epoch"].decode()
+        except (ValueError, KeyError):
+            fault = f"message {message_id.decode()} of its ledger cannot be read"
+            break
+        if changes and (of_epoch != epoch or (told[:1] and told[0].version != changes[-1].version + 1)):
+            break
+        changes += told
+        epoch = of_epoch
+    return Delivery(product_id, epoch, changes, fault)

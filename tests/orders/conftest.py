@@ -1,0 +1,52 @@
+"""Databases for the tests of the orders: every test that asks for one runs on SQLite, PostgreSQL and MariaDB."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from flashsale.orders.database import Database, database_url
+from tests.orders import plain
+
+DIALECTS = ("sqlite", "postgresql", "mariadb")
+
+
+@pytest.fixture(params=DIALECTS, scope="module")
+def dialect(request: pytest.FixtureRequest) -> str:
+    """Which database."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def make_url(
+    dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], str]:
+    """Make an empty database; returns its URL."""
+    if dialect == "sqlite":
+        return lambda: f"sqlite:///{tmp_path_factory.mktemp('orders') / 'orders.db'}"
+    server = request.getfixturevalue({"postgresql": "postgres", "mariadb": "mariadb"}[dialect])
+    made: Callable[[], str] = server.make_database
+    return made
+
+
+@pytest.fixture
+def url(make_url: Callable[[], str]) -> str:
+    """The URL of an empty database."""
+    return make_url()
+
+
+@pytest.fixture(scope="module")
+def shared_url(make_url: Callable[[], str]) -> str:
+    """The URL of a database for all tests of a module."""
+    return make_url()
+
+
+@pytest.fixture
+async def database(shared_url: str) -> AsyncIterator[Database]:
+    """That database, with its tables, which are empty."""
+    opened = Database(database_url(shared_url, Path()))
+    await opened.upgrade()
+    await plain.clear(opened)
+    yield opened
+    await opened.close()
