@@ -31,6 +31,8 @@ from flashsale.store.ledger import RedisLedger
 from flashsale.store.outbox import RedisOutbox
 
 _log = logging.getLogger(__name__)
+_MOVE_END_S = 3.0
+"""From the signal to the end of a mover whose database does not answer."""
 
 
 class Store(Struct, frozen=True):
@@ -97,7 +99,8 @@ async def _move(store: Store, database: Database) -> None:
     moving = loop.create_task(mover.run())
 
     def stop() -> None:
-        moving.cancel()
+        mover.end()
+        loop.call_later(_MOVE_END_S, moving.cancel)
         if embedded is not None:
             embedded.give_up()
 

@@ -63,14 +63,23 @@ class Mover:
         self._tries: Counter[tuple[str, int]] = Counter()
         self._troubles: dict[str, str] = {}  # products whose next change cannot be moved, and why
         self._again_at: dict[str, float] = {}  # when they are tried again
+        self._ending = asyncio.Event()
         self.moved_count = 0
         """Changes moved."""
 
+    def end(self) -> None:
+        """Have `run` return once what it is moving is in the tables.
+
+        To cancel it is for when that takes too long: a connection cancelled in a transaction may keep its locks,
+        and SQLite's its thread.
+        """
+        self._ending.set()
+
     async def run(self) -> None:
-        """Move until cancelled; troubles are waited out."""
+        """Move until told to end; troubles are waited out."""
         pause_s, trouble, looked_at, upgraded = _PAUSE_S, "", float("-inf"), False
         myself = asyncio.current_task()
-        while True:
+        while not self._ending.is_set():
             if myself is not None and myself.cancelling():
                 raise asyncio.CancelledError  # once more: a driver that is rolling back may keep it to itself
             try:
@@ -89,8 +98,9 @@ class Mover:
                 if str(error) != trouble:
                     _log.warning("orders are not moved: %s", error)
                 pause_s, trouble, looked_at = min(2 * pause_s, _PAUSE_MAX_S), str(error), float("-inf")
-                await asyncio.sleep(pause_s)
-                if isinstance(error, StoreUnavailableError) and self._revive is not None:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), pause_s)
+                if isinstance(error, StoreUnavailableError) and self._revive is not None and not self._ending.is_set():
                     with suppress(StoreUnavailableError):
                         await self._revive()
 

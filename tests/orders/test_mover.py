@@ -30,6 +30,7 @@ from flashsale.store.outbox import RedisOutbox
 from tests.orders import plain
 
 PATIENCE_S = 20.0
+END_S = 5.0
 PROMPT_S = 1.0  # from the first sale of a new product to its row
 
 
@@ -115,6 +116,8 @@ class Shop:
                 yield mover
                 assert not task.done(), task.exception()
             finally:
+                mover.end()
+                await asyncio.wait([task], timeout=PATIENCE_S)
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
@@ -342,6 +345,21 @@ async def test_a_mover_that_is_told_to_end_ends_whatever_it_is_doing(shop: Shop)
             task = asyncio.create_task(mover.run())
             await shop.buy("p", f"u{number}")
             await asyncio.sleep(0.005 * number)
+            mover.end()
+            await asyncio.wait_for(task, END_S)
+        async with asyncio.timeout(END_S), shop.database.writing() as connection:  # nothing is locked any more
+            await connection.execute(sa.update(plain.products).values(state="open"))
+
+
+async def test_a_mover_that_is_cancelled_ends_whatever_it_is_doing(shop: Shop, dialect: str) -> None:
+    if dialect == "sqlite":
+        pytest.skip("its threads are ended, not cancelled")
+    await shop.open("p")
+    for number in range(20):
+        async with shop.mover() as mover:
+            task = asyncio.create_task(mover.run())
+            await shop.buy("p", f"u{number}")
+            await asyncio.sleep(0.003 * number)
             task.cancel()
             done, _ = await asyncio.wait([task], timeout=PATIENCE_S)
             assert done
