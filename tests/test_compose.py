@@ -109,6 +109,7 @@ def test_a_server_with_that_environment_sells_from_a_store_with_those_flags_and_
     }
     ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | settings
+    environment["FLASHSALE_ORDERS"] = "false"  # one process, which can be stopped as a whole
     assert services["server"]["command"] == ["serve"]
     with ServerProcess(environment=environment, log=subprocess.DEVNULL) as server:
         assert is_healthy(services, server.port)

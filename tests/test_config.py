@@ -1,5 +1,6 @@
 """Settings: each source, their order, and what is refused."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -44,9 +45,10 @@ def test_later_sources_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [field.name for field in structs.fields(Config)])
 def test_each_setting_has_its_variable_and_its_key_in_the_file(tmp_path: Path, name: str) -> None:
     default = getattr(Config(), name)
-    value = {str: "x", int: 2_000, float: 5.5, type(None): "redis://x", Durability: "relaxed"}[type(default)]
+    of_type = {str: "x", int: 2_000, float: 5.5, bool: False, type(None): "redis://x", Durability: "relaxed"}
+    value = of_type[type(default)]
     value = 2 if name == "workers" else value
-    text = f'"{value}"' if isinstance(value, str) else value
+    text = json.dumps(value)
     assert getattr(load_config(write(tmp_path, f"{name} = {text}\n"), {}), name) == value
     assert getattr(load_config(environment={f"FLASHSALE_{name.upper()}": str(value)}), name) == value
     assert value != default
@@ -138,11 +140,7 @@ def test_config_cannot_be_changed() -> None:
 
 
 def test_file_of_all_defaults_is_the_defaults(tmp_path: Path) -> None:
-    lines = [
-        f"{name} = {value if isinstance(value, int | float) else chr(34) + str(value) + chr(34)}"
-        for name, value in structs.asdict(Config()).items()
-        if value is not None
-    ]
+    lines = [f"{name} = {json.dumps(value)}" for name, value in structs.asdict(Config()).items() if value is not None]
     text = "\n".join(lines)
     assert tomllib.loads(text)
     assert load_config(write(tmp_path, text), {}) == Config()

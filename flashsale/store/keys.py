@@ -15,7 +15,7 @@
 | product:<id>:refunds | hash | version of a refunded order -> version of its refund |
 | products | set | the ids of products that have a ledger |
 | products_due | sorted set | product -> no hold of it expires earlier, in Unix seconds |
-| movers | string | there once the orders of this store go into a database |
+| products_moved | string | there once the orders of this store go into a database |
 """
 
 from functools import lru_cache
@@ -24,7 +24,7 @@ EVENTS_CHANNEL = "flashsale_events"
 
 PRODUCTS = "products"
 PRODUCTS_DUE = "products_due"
-MOVERS = "movers"
+MOVERS = "products_moved"
 
 _PREFIX = "product:"
 _PARTS = (

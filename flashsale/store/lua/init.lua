@@ -1,7 +1,7 @@
 -- Opens a sale: sets its stock and terms, and clears what an earlier sale of the same id left. The sessions stay: a
 -- batch that is still on its way from before must find them. The versions go on, so that no version is told twice.
 --
--- KEYS  as in frame.lua, and 14 movers
+-- KEYS  as in frame.lua, and 14 products_moved
 -- ARGV  1 product id   2 stock in units   3 force: '1' also when there are buyers or holds
 --       4 epoch, 8 hex digits   5 limit   6 opens at   7 closes at   8 hold time   9 hold time with all extensions
 --       10 numbered: '1' when each unit is an item of its own   11 discard: '1' also what is not in the database yet

@@ -1,6 +1,6 @@
 -- Deletes a product, whatever its keys hold.
 --
--- KEYS  as in frame.lua, and 14 movers
+-- KEYS  as in frame.lua, and 14 products_moved
 -- ARGV  1 product id   2 discard: '1' also what is not in the database yet
 -- Returns how many of its keys there were, but for the sessions; or, below 0, how many changes stand in the way.
 
