@@ -35,7 +35,7 @@ StartServer = Callable[..., ServerProcess]
 async def operate(crowd: Crowd, admin: Admin, sale: Sale, chance: random.Random) -> None:
     """Bring units, take orders back, pause and resume; at the end, close."""
     product_id = sale.product_id
-    until = time.monotonic() + RUN_S - 2
+    until = time.monotonic() + RUN_S - 3
     for turn in count():
         await asyncio.sleep(chance.uniform(0.1, 0.4))
         if time.monotonic() > until:
