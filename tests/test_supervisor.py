@@ -21,8 +21,8 @@ def until_told(ready):
     told = []
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
     signal.signal(signal.SIGINT, lambda *_: told.append(1))
-    print(os.getpid(), flush=True)
     ready()
+    print(os.getpid(), flush=True)  # afterwards: one that dies before it serves is not replaced
     while not told:
         time.sleep(0.01)
 
@@ -55,6 +55,13 @@ def lines(process: "subprocess.Popen[str]", count: int) -> list[str]:
     return [process.stdout.readline().rstrip("\n") for _ in range(count)]
 
 
+def served(process: "subprocess.Popen[str]", count: int) -> list[str]:
+    """Return the pids of those that serve now; that all serve is said once, somewhere among them."""
+    *pids, said = sorted(lines(process, count + 1))
+    assert said == "all serve"
+    return pids
+
+
 def lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -77,8 +84,7 @@ def test_it_says_when_all_serve_and_ends_them_all(
     supervisor: Callable[..., "subprocess.Popen[str]"], number: signal.Signals
 ) -> None:
     process = supervisor("sys.exit(supervise(3, until_told, serving, stop_timeout_s=10))")
-    *pids, last = lines(process, 4)
-    assert last == "all serve"
+    pids = served(process, 3)
     assert len(set(pids)) == 3
     process.send_signal(number)
     assert process.wait(PATIENCE_S) == 0
@@ -110,7 +116,7 @@ sys.exit(supervise(3, work, serving, stop_timeout_s=10))
 
 def test_a_worker_that_dies_is_replaced_whatever_killed_it(supervisor: Callable[..., "subprocess.Popen[str]"]) -> None:
     process = supervisor("sys.exit(supervise(2, until_told, serving, stop_timeout_s=10))")
-    *pids, _ = lines(process, 3)
+    pids = served(process, 2)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
         os.kill(int(pids.pop(0)), number)
         pids += lines(process, 1)
@@ -156,7 +162,7 @@ def work(ready):
 
 sys.exit(supervise(2, work, serving, stop_timeout_s=0.5))
 """)
-    *pids, _ = lines(process, 3)
+    pids = served(process, 2)
     begun = time.monotonic()
     process.terminate()
     assert process.wait(PATIENCE_S) == 0
@@ -171,7 +177,7 @@ def test_workers_end_by_themselves_when_the_supervisor_is_killed(
     supervisor: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
     process = supervisor("sys.exit(supervise(2, until_told, serving, stop_timeout_s=10))")
-    *pids, _ = lines(process, 3)
+    pids = served(process, 2)
     os.kill(int(pids[0]), signal.SIGKILL)  # also those that were started later
     pids = [pids[1], *lines(process, 1)]
     process.kill()
