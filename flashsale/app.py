@@ -5,8 +5,8 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import msgspec
 import uvloop
@@ -19,7 +19,8 @@ from flashsale.errors import ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
 from flashsale.launch import raise_descriptor_limit
-from flashsale.orders.database import Database, database_url
+from flashsale.orders.database import SQLITE_NAME, Database, database_url
+from flashsale.orders.fence import Fence
 from flashsale.orders.mover import Mover
 from flashsale.server import ServerLimits, TcpServer, bind
 from flashsale.store.address import redis_url, shown_url
@@ -29,6 +30,7 @@ from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
 from flashsale.store.ledger import RedisLedger
 from flashsale.store.outbox import RedisOutbox
+from flashsale.store.trimming import Window
 
 _log = logging.getLogger(__name__)
 _MOVE_END_S = 3.0
@@ -40,6 +42,12 @@ class Store(Struct, frozen=True):
 
     url: str
     embedded: EmbeddedStore | None
+
+    @property
+    def revive(self) -> Callable[[], Awaitable[None]] | None:
+        """What starts it again when it has died; None when it is not ours."""
+        embedded = self.embedded
+        return None if embedded is None else lambda: asyncio.to_thread(embedded.acquire)
 
     def __str__(self) -> str:
         """Return the address as it may be printed."""
@@ -74,6 +82,24 @@ def open_database(config: Config) -> Database:
     return Database(database_url(config.database, home_directory(config.home)))
 
 
+@asynccontextmanager
+async def open_history(config: Config) -> AsyncIterator[Database | None]:
+    """Return the database of the orders for as long as the context lasts; None when nothing was ever written there.
+
+    Raises:
+        InvalidValueError: the address is none, or the directory.
+        DatabaseError: it cannot be reached.
+    """
+    if config.database is None and not (home_directory(config.home) / SQLITE_NAME).exists():
+        yield None
+        return
+    database = open_database(config)
+    try:
+        yield database if await database.has_table("orders") else None
+    finally:
+        await database.close()
+
+
 def move_orders(config: Config, announce: Callable[[str], None]) -> None:
     """Move orders into the database until a signal ends it.
 
@@ -87,22 +113,21 @@ def move_orders(config: Config, announce: Callable[[str], None]) -> None:
     database = open_database(config)
     with open_store(config) as store:
         announce(f"Worker started - Redis: {store}, database: {database}")
-        uvloop.run(_move(store, database))
+        uvloop.run(_move(config, store, database))
 
 
-async def _move(store: Store, database: Database) -> None:
+async def _move(config: Config, store: Store, database: Database) -> None:
     """Move orders until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
-    embedded = store.embedded
-    outbox = RedisOutbox(store.url)
-    mover = Mover(outbox, database, revive=None if embedded is None else lambda: asyncio.to_thread(embedded.acquire))
+    outbox = RedisOutbox(store.url, Window(config.ledger_count, config.ledger_age_s))
+    mover = Mover(outbox, database, fence=Fence(outbox, database, writes=True), revive=store.revive)
     moving = loop.create_task(mover.run())
 
     def stop() -> None:
         mover.end()
         loop.call_later(_MOVE_END_S, moving.cancel)
-        if embedded is not None:
-            embedded.give_up()
+        if store.embedded is not None:
+            store.embedded.give_up()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -149,7 +174,7 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
         beside: supervisor.Work | None = None
         if config.orders:
             database = open_database(config)
-            beside = lambda moves: uvloop.run(_move(store, database))  # noqa: E731 - a name for it would say no more
+            beside = lambda _: uvloop.run(_move(config, store, database))  # noqa: E731 - a name would say no more
         elif config.workers == 1:
             uvloop.run(_work(config, store, listening, ready))
             return 0
@@ -167,38 +192,67 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
             reserved.close()
 
 
+@asynccontextmanager
+async def _open_fence(config: Config, store: Store) -> AsyncIterator[Fence | None]:
+    """Give what compares the store with the database; None when no orders go there."""
+    if not config.orders:
+        yield None
+        return
+    outbox, database = RedisOutbox(store.url), open_database(config)
+    fence = Fence(outbox, database)
+    try:
+        yield fence
+    finally:
+        await fence.settle()
+        await outbox.close()
+        await database.close()
+
+
 async def _work(config: Config, store: Store, listening: socket.socket, ready: Callable[[], None]) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT, then drain."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    embedded = store.embedded
 
     def stop() -> None:
         stopping.set()
-        if embedded is not None:
-            embedded.give_up()  # nobody waits for a store any more
+        if store.embedded is not None:
+            store.embedded.give_up()  # nobody waits for a store any more
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
 
-    if embedded is not None:
+    if store.revive is not None:
         try:
-            await asyncio.to_thread(embedded.acquire)  # a worker started again may find that it died meanwhile
+            await store.revive()  # a worker started again may find that it died meanwhile
         except StoreUnavailableError:
             if stopping.is_set():
                 return
             raise
-    engine = RedisEngine(
-        store.url,
-        durability=config.durability,
-        revive=None if embedded is None else lambda: asyncio.to_thread(embedded.acquire),
-    )
+    async with _open_fence(config, store) as fence:
+        engine = RedisEngine(
+            store.url,
+            durability=config.durability,
+            compare=fence.check_soon if fence else None,
+            revive=store.revive,
+        )
+        await _sell(config, store, engine, listening, ready, stopping)
+
+
+async def _sell(
+    config: Config,
+    store: Store,
+    engine: RedisEngine,
+    listening: socket.socket,
+    ready: Callable[[], None],
+    stopping: asyncio.Event,
+) -> None:
+    """Answer buyers until told to stop."""
     await engine.open()
     batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True))
     feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
     server = TcpServer(batcher.submit, msgspec.convert(config, ServerLimits, from_attributes=True), feed)
     calendar = RedisCalendar(store.url)
-    sweeping = loop.create_task(Sweeper(calendar, batcher.submit).run())
+    sweeping = asyncio.create_task(Sweeper(calendar, batcher.submit).run())
     try:
         await server.start(listening)
     except OSError as error:

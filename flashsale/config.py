@@ -15,6 +15,7 @@ from flashsale.errors import ConfigError
 from flashsale.server import ServerLimits
 from flashsale.store.address import is_host
 from flashsale.store.durability import Durability
+from flashsale.store.trimming import Window
 from flashsale.wire import PAYLOAD_SIZE_MAX
 
 ENVIRONMENT = {
@@ -42,6 +43,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """URL of the orders' database; else it is a SQLite file in the home directory."""
     orders: bool = True
     """Whether a server moves orders into the database, in a process beside its own."""
+    ledger_count: int = Window().count
+    """Changes of each product that its ledger keeps although they are in the database."""
+    ledger_age_s: float = Window().age_s
+    """For how long a ledger keeps a change although it is in the database."""
     durability: Durability = Durability.LOCAL
     """What a confirmed sale survives."""
     payload_size_max: int = ServerLimits().payload_size_max
@@ -62,6 +67,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 _RANGES: dict[str, tuple[float, float]] = {
     "workers": (1, 64),
+    "ledger_count": (0, 2**40),
+    "ledger_age_s": (0, 2**31),
     "payload_size_max": (64, PAYLOAD_SIZE_MAX),
     "connection_count_max": (1, 1_000_000),
     "in_flight_count_max": (1, 65_536),

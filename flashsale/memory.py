@@ -14,7 +14,6 @@ from flashsale.domain.answers import (
     ALREADY_CONFIRMED,
     HOLD_NOT_FOUND,
     ITEM_NOT_FOUND,
-    NOT_FOUND,
     ONE_ITEM_AT_A_TIME,
     ORDER_NOT_FOUND,
     SALE_IS_CLOSED,
@@ -36,7 +35,7 @@ from flashsale.domain.answers import (
     Success,
     Swept,
 )
-from flashsale.domain.batches import Ambiguous, Batch, Outcome
+from flashsale.domain.batches import Ambiguous, Batch, Outcome, not_found
 from flashsale.domain.bounds import ITEMS_MAX, LAZY_COUNT_MAX, REQUESTS_KEPT_S, STOCK_MAX, SWEEP_COUNT_MAX
 from flashsale.domain.ids import OrderRef, make_code, make_order_id, parse_order_id, token_of
 from flashsale.domain.requests import (
@@ -142,7 +141,7 @@ class MemoryEngine:
         product = self._add(product_id, stock, terms, epoch)
         version = earlier.version + 1 if earlier else 1
         product.ledger.append(
-            Change(kind=Kind.OPENED, version=version, at_ms=self.now_ms, remaining=stock, quantity=stock)
+            Change(kind=Kind.OPENED, version=version, at_ms=self.now_ms, remaining=stock, quantity=stock, terms=terms)
         )
 
     def set_stock(self, product_id: str, stock: int, buyers: Sequence[str] = ()) -> None:
@@ -186,7 +185,7 @@ class MemoryEngine:
             return last[1] if batch.sequence == last[0] else Ambiguous("overtaken by a later batch of its session")
         product = self._products.get(batch.product_id)
         if product is None:
-            answers = [_not_found(request) for request in batch.requests]
+            answers = [not_found(request) for request in batch.requests]
             changed = False
         else:
             version = product.version
@@ -490,7 +489,3 @@ def _again(answer: Answer) -> Answer:
     if isinstance(answer, Success | Held | Cancelled):
         return structs.replace(answer, duplicate=True)
     return answer
-
-
-def _not_found(request: Request) -> Answer:
-    return Failed(HOLD_NOT_FOUND) if isinstance(request, Confirm | Cancel | Extend) else NOT_FOUND

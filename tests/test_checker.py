@@ -200,7 +200,7 @@ BUILDS = {
     "request ids are not remembered": Build({"request_ids_have_one_effect"}, {"    keep(id, answer .. content)\n": ""}),
     "an id with other content gets the first answer": Build(
         {"duplicates_are_the_first_answer"},
-        {"asked_then == asked and again(answer) or bare(MISMATCH)": "again(answer)"},
+        {"same and again(answer) or bare(MISMATCH)": "again(answer)"},
     ),
     "the limit does not count what is held": Build(
         {"changes_keep_the_rules"},

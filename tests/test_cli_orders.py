@@ -25,7 +25,8 @@ AT_MS = 1_900_000_000_123
 EPOCH = "0000000a"
 MANY = 3_000
 COLUMNS = (
-    "order_id,product_id,epoch,version,user_id,quantity,item_id,request_id,hold_version,status,created_at,refunded_at"
+    "order_id,product_id,epoch,version,user_id,quantity,item_id,request_id,hold_version,status,created_at,refunded_at,"
+    "refund_version,remaining"
 )
 
 Result = subprocess.CompletedProcess[str]
@@ -172,6 +173,8 @@ def test_an_export_as_csv_reads_back_as_it_was(home: Path) -> None:
         "status": "confirmed",
         "created_at": "2030-03-17T17:46:40.125Z",
         "refunded_at": "",
+        "refund_version": "",
+        "remaining": "0",
     }
 
 

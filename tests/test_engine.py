@@ -6,7 +6,7 @@ from flashsale.domain.answers import NOT_FOUND, SOLD_OUT, Held, ProductStatus, S
 from flashsale.domain.batches import Batch, Outcome
 from flashsale.domain.ids import OrderRef, make_order_id
 from flashsale.domain.requests import Confirm, GetStatus, Purchase, Reserve
-from flashsale.domain.sale import Change, Kind
+from flashsale.domain.sale import PLAIN, Change, Kind
 from flashsale.memory import MemoryEngine
 
 
@@ -78,7 +78,7 @@ def test_ledger_is_a_copy() -> None:
     engine = MemoryEngine()
     engine.now_ms = 5
     engine.create("p", 2)
-    opened = Change(kind=Kind.OPENED, version=1, at_ms=5, remaining=2, quantity=2)
+    opened = Change(kind=Kind.OPENED, version=1, at_ms=5, remaining=2, quantity=2, terms=PLAIN)
     assert engine.ledger("p") == [opened]
     engine.ledger("p").clear()
     assert engine.ledger("p") == [opened]

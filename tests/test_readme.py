@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from flashsale import Client, cli
 from flashsale.config import ENVIRONMENT, Config
-from flashsale.domain.answers import Cancelled, Held, SoldOut, Success
+from flashsale.domain.answers import Cancelled, Held, SoldOut, Success, Unavailable
 from flashsale.domain.batches import Batch
 from flashsale.domain.requests import Close, Pause, Purchase, Restock, Resume
 from flashsale.domain.sale import Terms
@@ -102,19 +102,23 @@ def test_the_demo_prints_what_is_shown(home, environment):
     assert [masked(line) for line in printed.decode().splitlines()] == [masked(line) for line in shown.splitlines()]
 
 
-def buy(port, product_id):
-    async def purchase():
+def purchase(port, product_id):
+    async def ask():
         async with Client("127.0.0.1", port) as client:
             return await client.purchase(product_id, "user_1")
 
-    return asyncio.run(purchase()).order_id
+    return asyncio.run(ask())
+
+
+def buy(port, product_id):
+    return purchase(port, product_id).order_id
 
 
 @pytest.mark.timeout(180)  # twenty processes, one after the other
 def test_a_sale_is_run_as_shown(home, environment):
     environment = environment | {"HOME": str(home), "LISTEN_ADDR": "127.0.0.1:0"}
     commands = re.findall(r"^flashsale ([^#\n]+)(?:# (.*))?", section("Run a sale"), re.MULTILINE)
-    elsewhere = {"demo", "completion", "orders", "export", "db", "worker"}
+    elsewhere = {"demo", "completion", "orders", "export", "db", "worker", "recover"}
     assert {words.split()[0] for words, _ in commands} == set(cli.cli.commands) - elsewhere
     order_id = ""
     with ExitStack() as stack:
@@ -179,6 +183,34 @@ def test_orders_are_read_as_shown(home, environment):
                 assert order_id in done.stdout
             elif done is not None:
                 assert done.returncode == (1 if "retry" in words else 0)  # there is no dead letter
+
+
+def test_a_lost_store_is_rebuilt_as_shown(home, environment):
+    environment = environment | {"HOME": str(home), "FLASHSALE_ORDERS": "true"}
+    words, shown = re.search(r"^flashsale (recover .*?) +# (.*)$", README, re.MULTILINE).groups()
+
+    def run(words):
+        command = [sys.executable, "-m", "flashsale", *shlex.split(words)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    def until(holds):
+        deadline = time.monotonic() + 30
+        while not holds():
+            assert time.monotonic() < deadline, "it never came"
+
+    assert run("init iphone15 3").returncode == 0
+    with ServerProcess(["--listen", "127.0.0.1:0"], environment=environment, log=subprocess.DEVNULL) as server:
+        order_id = buy(server.port, "iphone15")
+        until(lambda: order_id in run("orders").stdout)
+        with redis.Redis.from_url(f"unix://{home}/.local/state/flashsale/valkey.sock") as store:
+            store.flushall()
+        until(lambda: isinstance(purchase(server.port, "iphone15"), Unavailable))
+        done = run(words)
+        assert done.returncode == 0
+        assert masked(done.stdout.splitlines()[0]) == masked(shown)
+        bought = purchase(server.port, "iphone15")
+        assert (bought.remaining_stock, bought.version) == (1, 3)
+        assert "3 units = 1 left + 0 held + 2 sold" in run("audit iphone15").stdout
 
 
 async def drift(url):

@@ -17,17 +17,20 @@ from pathlib import Path
 from flashsale.errors import FlashsaleError
 from flashsale.supervisor import supervise
 
+def tell(what):
+    os.write(1, f"{what}\\n".encode())  # a line at once: others write there too
+
 def until_told(ready):
     told = []
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
     signal.signal(signal.SIGINT, lambda *_: told.append(1))
     ready()
-    print(os.getpid(), flush=True)  # afterwards: one that dies before it serves is not replaced
+    tell(os.getpid())  # afterwards: one that dies before it serves is not replaced
     while not told:
         time.sleep(0.01)
 
 def serving():
-    print("all serve", flush=True)
+    tell("all serve")
 """
 
 
@@ -156,8 +159,8 @@ def test_a_worker_that_does_not_end_is_killed_when_the_time_is_up(
     process = supervisor("""
 def work(ready):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    print(os.getpid(), flush=True)
     ready()
+    tell(os.getpid())
     time.sleep(100)
 
 sys.exit(supervise(2, work, serving, stop_timeout_s=0.5))

@@ -13,7 +13,7 @@ from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import get_completion_class
 
 from flashsale import __version__, app, demo
-from flashsale.cli.audit import audit
+from flashsale.cli.audit import audit, recover
 from flashsale.cli.look import buyers, holds, products, status, watch
 from flashsale.cli.options import database_option, store_options
 from flashsale.cli.orders import db, export, orders, worker
@@ -113,7 +113,7 @@ def completion(shell: str) -> None:
 
 
 for _command in (
-    init, restock, refund, pause, resume, close, reset, status, buyers, holds, products, audit,
+    init, restock, refund, pause, resume, close, reset, status, buyers, holds, products, audit, recover,
     watch, orders, export, db, worker,
 ):  # fmt: skip
     cli.add_command(_command)

@@ -1,11 +1,26 @@
 """The command that compares sales with their ledgers."""
 
+from functools import partial
+
 import click
 
-from flashsale.cli.options import PRODUCT_ID, json_option, print_json, print_table, printable, store_options, with_admin
+from flashsale import app
+from flashsale.cli.options import (
+    PRODUCT_ID,
+    database_option,
+    json_option,
+    print_json,
+    print_table,
+    printable,
+    product_argument,
+    store_options,
+    with_admin,
+)
 from flashsale.config import Config
-from flashsale.errors import ProductNotFoundError, RefusedError
+from flashsale.errors import DatabaseError, ProductNotFoundError, RefusedError
+from flashsale.orders.history import read_base
 from flashsale.store.admin import Admin
+from flashsale.store.replay import Base
 from flashsale.store.report import Report
 
 _SHOWN_COUNT = 20
@@ -15,39 +30,73 @@ _SHOWN_COUNT = 20
 @click.argument("product_ids", metavar="[ID]...", type=PRODUCT_ID, nargs=-1)
 @click.option("--repair", is_flag=True, help="Set what differs to what the ledger says.")
 @json_option
+@database_option
 @store_options
 def audit(config: Config, product_ids: tuple[str, ...], *, repair: bool, as_json: bool) -> None:
     """Compare products with their ledgers.
 
-    Every counter and key is compared, of all products unless IDs are given; the sales may go on meanwhile. The exit
-    code is 1 when something differs.
+    Every counter and key is compared, of all products unless IDs are given; the sales may go on meanwhile. What a
+    ledger does not tell of any more comes from the database. The exit code is 1 when something differs.
     """
-
-    async def call(admin: Admin) -> bool:
-        ok, rows = True, []
-        for product_id in product_ids or await admin.audited_products():
-            try:
-                before, after = await admin.repair(product_id) if repair else [await admin.audit(product_id)] * 2
-            except ProductNotFoundError:
-                if product_ids:
-                    raise
-                continue  # it was deleted since the list was made
-            except RefusedError as error:
-                ok = False
-                rows.append({"product_id": product_id, "ok": False, "refused": str(error)})
-                if not as_json:
-                    click.echo(printable(str(error)), err=True)
-                continue
-            ok = ok and after.ok
-            rows.append(_row(before, after))
-            if not as_json:
-                _show(before, after)
-        if as_json:
-            print_json({"ok": ok, "products": rows})
-        return ok
-
-    if not with_admin(config, call):
+    if not with_admin(config, lambda admin: _audit(config, admin, product_ids, repair=repair, as_json=as_json)):
         raise SystemExit(1)
+
+
+async def _audit(config: Config, admin: Admin, product_ids: tuple[str, ...], *, repair: bool, as_json: bool) -> bool:
+    ok, rows = True, []
+    for product_id in product_ids or await admin.audited_products():
+        base = partial(_read_base, config, product_id)
+        try:
+            if repair:
+                before, after = await admin.repair(product_id, base)
+            else:
+                before = after = await admin.audit(product_id, base)
+        except ProductNotFoundError:
+            if product_ids:
+                raise
+            continue  # it was deleted since the list was made
+        except RefusedError as error:
+            ok = False
+            rows.append({"product_id": product_id, "ok": False, "refused": str(error)})
+            if not as_json:
+                click.echo(printable(str(error)), err=True)
+            continue
+        ok = ok and after.ok
+        rows.append(_row(before, after))
+        if not as_json:
+            _show(before, after)
+    if as_json:
+        print_json({"ok": ok, "products": rows})
+    return ok
+
+
+@click.command()
+@product_argument
+@database_option
+@store_options
+def recover(config: Config, product_id: str) -> None:
+    """Rebuild a product from the database, if that knows more of it than the store, and go on selling it.
+
+    That is so when the store was lost, or was set back to what it had been. Lost with it are the codes of holds, whose
+    units return when their time is over, and sales that were not in the database yet.
+    """
+    base, after = with_admin(config, lambda admin: admin.recover(product_id, partial(_read_base, config, product_id)))
+    name = printable(product_id)
+    click.echo(f"✓ {name}: rebuilt as the database knows it up to version {base.counters.version}")
+    standing = sum(not order.refund_version for order in base.orders)
+    click.echo(f"  {standing} orders of {base.counters.sold} units, {len(base.holds)} holds of {base.counters.held}")
+    _show(after, after)
+    if not after.ok:
+        raise SystemExit(1)
+
+
+async def _read_base(config: Config, product_id: str) -> Base | None:
+    try:
+        async with app.open_history(config) as database:
+            return None if database is None else await read_base(database, product_id)
+    except DatabaseError as error:
+        click.echo(f"The database is left out: {printable(str(error))}", err=True)
+        return None
 
 
 def _row(before: Report, after: Report) -> dict[str, object]:

@@ -1,18 +1,20 @@
 """The commands that change a sale."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import takewhile
 from typing import Any
 
 import click
 
+from flashsale import app
 from flashsale.cli.options import (
     DURATION,
     MOMENT,
     ORDER_ID,
     STOCK,
     UNITS,
+    database_option,
     json_option,
     print_json,
     printable,
@@ -25,6 +27,7 @@ from flashsale.domain.answers import ORDER_NOT_FOUND, Changed
 from flashsale.domain.requests import Close, OperatorRequest, Pause, Refund, Restock, Resume
 from flashsale.domain.sale import PLAIN, Terms
 from flashsale.errors import InvalidValueError, RefusedError
+from flashsale.orders.history import find_order
 from flashsale.store.admin import Admin
 from flashsale.terms import Moment, check_terms, show_duration, show_moment
 
@@ -132,13 +135,31 @@ def restock(config: Config, product_id: str, quantity: int, *, as_json: bool) ->
 @click.command()
 @click.argument("order_id", metavar="ORDER_ID", type=ORDER_ID)
 @json_option
+@database_option
 @store_options
 def refund(config: Config, order_id: str, *, as_json: bool) -> None:
     """Return the units of an order to stock, once."""
-    changed = _change(config, Refund(order_id), as_json=as_json)
+
+    async def call(admin: Admin) -> Changed:
+        try:
+            return await admin.change(Refund(order_id))
+        except RefusedError as error:
+            known = await _find_order(config, order_id) if str(error) == ORDER_NOT_FOUND else None
+            if known is None:
+                raise
+            return await admin.change(Refund(order_id, known))
+
+    changed = _change(config, Refund(order_id), call, as_json=as_json)
     if changed:
         done = "was refunded before" if changed.duplicate else "refunded"
         click.echo(f"✓ Order '{printable(order_id)}' {done}, {changed.remaining_stock} left")
+
+
+async def _find_order(config: Config, order_id: str) -> tuple[str, int, int] | None:
+    """Return user, units and item of an order of which the ledger does not tell any more."""
+    async with app.open_history(config) as database:
+        order = None if database is None else await find_order(database, order_id)
+    return None if order is None else (order.user_id, order.quantity, order.item_id)
 
 
 def _switch(name: str, request: Callable[[str], OperatorRequest], done: str, already: str, text: str) -> click.Command:
@@ -161,10 +182,16 @@ resume = _switch("resume", Resume, "resumed", "is not paused", "Go on with a pau
 close = _switch("close", Close, "closed", "is closed already", "End a sale for good; what is held may be confirmed.")
 
 
-def _change(config: Config, request: OperatorRequest, *, as_json: bool) -> Changed | None:
-    """Have a request decided; None when the answer was printed as JSON."""
+def _change(
+    config: Config,
+    request: OperatorRequest,
+    call: Callable[[Admin], Awaitable[Changed]] | None = None,
+    *,
+    as_json: bool,
+) -> Changed | None:
+    """Have a request decided, by the call if there is one; None when the answer was printed as JSON."""
     try:
-        changed = with_admin(config, lambda admin: admin.change(request))
+        changed: Changed = with_admin(config, call or (lambda admin: admin.change(request)))
     except RefusedError as error:
         if isinstance(request, Refund) and str(error) == ORDER_NOT_FOUND:
             raise RefusedError(f"Order '{printable(request.order_id)}' not found") from None

@@ -5,8 +5,8 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from flashsale.domain.answers import Answer
-from flashsale.domain.requests import Request
+from flashsale.domain.answers import HOLD_NOT_FOUND, NOT_FOUND, Answer, Failed
+from flashsale.domain.requests import Cancel, Confirm, Extend, Request
 
 
 class Batch(Struct, frozen=True):
@@ -43,3 +43,8 @@ class Defective(Struct, frozen=True):
 
 Outcome: TypeAlias = list[Answer] | NotExecuted | Ambiguous | Defective
 """What became of a batch: one answer for each of its requests, or why there are none."""
+
+
+def not_found(request: Request) -> Answer:
+    """Return the answer to a request for a product that does not exist."""
+    return Failed(HOLD_NOT_FOUND) if isinstance(request, Confirm | Cancel | Extend) else NOT_FOUND

@@ -84,6 +84,8 @@ class Refund(Struct, frozen=True, gc=False):
     """An order's units go back to stock and off the user's count."""
 
     order_id: str
+    known: tuple[str, int, int] | None = None
+    """User, units and item (0 for none) of an order of which the ledger may not tell any more."""
     user_id: ClassVar[str] = ""
 
     @property

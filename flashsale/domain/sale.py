@@ -62,6 +62,8 @@ class Change(Struct, frozen=True, kw_only=True, omit_defaults=True):
     that were sold before the ledger began."""
     expires_at: int = 0
     """When the hold ends, in Unix seconds."""
+    terms: Terms | None = None
+    """Of `opened`: what the operator said; None for a stock that was set by hand."""
 
 
 class Standing(Struct, frozen=True):

@@ -1,6 +1,8 @@
 """The database of the orders: where it is, how it is opened and migrated, and what its errors mean."""
 
 import logging
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 60.0
 _WAIT_S = 10.0
 """For a lock that somebody else has."""
+_WAL_TRIES, _WAL_PAUSE_S = 100, 0.01
 _MYSQL_CHECK_FAILED = {3819, 4025}
 _LOCK_KEY = 0x666C617368
 """Of PostgreSQL, held while tables are made."""
@@ -93,10 +96,12 @@ class Database:
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that only reads."""
+    async def reading(self, *, one_instant: bool = False) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that only reads, all of it as of one instant if it is asked to."""
         with _errors(self.shown):
             async with self._engine.connect() as connection:
+                if one_instant and self.dialect != "sqlite":  # there it is always so
+                    await connection.execution_options(isolation_level="REPEATABLE READ")
                 yield connection
 
     @asynccontextmanager
@@ -107,6 +112,11 @@ class Database:
                 await connection.execution_options(writes=True)
                 async with connection.begin():
                     yield connection
+
+    async def has_table(self, name: str) -> bool:
+        """Return whether there is a table of that name."""
+        async with self.reading() as connection:
+            return await connection.run_sync(lambda known: sa.inspect(known).has_table(name))
 
     async def missing_migrations(self) -> list[str]:
         """Return the names of the migrations that the tables have not seen."""
@@ -155,8 +165,16 @@ def _make_engine(url: URL) -> AsyncEngine:
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    for left in reversed(range(_WAL_TRIES)):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError:  # of several who change a new file at once, SQLite lets some not even wait
+            if not left:
+                raise
+            time.sleep(_WAL_PAUSE_S)
     cursor.close()
 
 

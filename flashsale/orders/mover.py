@@ -7,13 +7,15 @@ some tries, and blocks nobody.
 
 import asyncio
 import logging
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from flashsale.errors import DatabaseError, LedgerGapError, StoreUnavailableError
 from flashsale.orders.database import Database
+from flashsale.orders.fence import Fence
 from flashsale.orders.moving import Portion, bury, move, positions
 from flashsale.store.outbox import Delivery
 
@@ -25,6 +27,9 @@ _PAUSE_S, _PAUSE_MAX_S = 0.1, 2.0
 """After a failure of the store or the database, growing."""
 _PUT_OFF_S = 0.5
 """Until a product is tried again whose next change was not taken."""
+
+_TRIMMED_TOGETHER_COUNT = 64
+"""Products whose ledgers are trimmed after a look."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,18 +49,31 @@ class Outbox(Protocol):
         """Note up to where a sale is in the database."""
         ...
 
+    async def trim(self, product_ids: Iterable[str]) -> None:
+        """Forget what need not be kept of these ledgers."""
+        ...
+
 
 class Mover:
     """One mover; `run` it once."""
 
-    def __init__(self, outbox: Outbox, database: Database, revive: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        database: Database,
+        *,
+        fence: Fence | None = None,
+        revive: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Move from there to there.
 
         Args:
             outbox: the ledgers.
             database: its tables are made first, if they are not there.
+            fence: what keeps a store from selling that went backwards.
             revive: called when the store cannot be reached: it may start it again.
         """
+        self._fence = fence
         self._outbox = outbox
         self._database = database
         self._revive = revive
@@ -63,6 +81,7 @@ class Mover:
         self._tries: Counter[tuple[str, int]] = Counter()
         self._troubles: dict[str, str] = {}  # products whose next change cannot be moved, and why
         self._again_at: dict[str, float] = {}  # when they are tried again
+        self._trimmed_last = ""  # the product with which the last trimming ended, in the order of names
         self._ending = asyncio.Event()
         self.moved_count = 0
         """Changes moved."""
@@ -88,7 +107,10 @@ class Mover:
                     upgraded = True
                 now = asyncio.get_running_loop().time()
                 if now - looked_at >= _WAIT_S:
+                    if self._fence is not None:
+                        await self._fence.check()
                     await self.look()
+                    await self.trim()
                     looked_at = now
                 await self.step(_WAIT_S)
                 if trouble:
@@ -115,6 +137,15 @@ class Mover:
         for told in (self._troubles, self._again_at):
             for name in told.keys() - epochs.keys():
                 del told[name]
+
+    async def trim(self) -> None:
+        """Trim the ledgers of some products, by turns."""
+        names = sorted(self._positions)
+        behind = bisect_right(names, self._trimmed_last)
+        some = (names[behind:] + names[:behind])[:_TRIMMED_TOGETHER_COUNT]
+        if some:
+            await self._outbox.trim(some)
+            self._trimmed_last = some[-1]
 
     async def step(self, wait_s: float) -> int:
         """Move what there is, or what comes within so many seconds; return how many changes that were."""

@@ -14,6 +14,7 @@ from msgspec import Struct
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from flashsale.domain.counters import Counters
 from flashsale.domain.ids import OrderRef, make_order_id
 from flashsale.domain.sale import Change, Kind
 from flashsale.errors import LedgerGapError
@@ -21,7 +22,6 @@ from flashsale.orders.tables import dead_letters, holds, orders, products
 
 _ROW_COUNT_MAX = 2_000
 """In one statement."""
-_STATES = {Kind.PAUSED: "paused", Kind.RESUMED: "open", Kind.CLOSED: "closed"}
 
 
 class Portion(Struct, frozen=True):
@@ -42,18 +42,15 @@ class _Rows:
         # of rows that were written before, by their versions
         self.refunds: dict[int, dict[str, Any]] = {}
         self.hold_changes: dict[int, dict[str, Any]] = {}
-        self.restocked = self.sold = self.held = 0
-        self.state: str | None = None
+        self.counters = Counters()
 
     def feed(self, change: Change) -> None:
         """Follow the next change."""
+        self.counters.follow(change)
         match change.kind:
-            case Kind.OPENED:
-                self.sold += change.ref  # before the ledger began, to buyers that it does not name
             case Kind.SOLD:
                 self._sell(change)
             case Kind.HELD:
-                self.held += change.quantity
                 ends = {"status": "held", "expires_at": change.expires_at * 1000, "ended_at": None}
                 self.holds[change.version] = self._named(change) | ends
             case Kind.EXTENDED:
@@ -64,13 +61,11 @@ class _Rows:
             case Kind.CANCELLED | Kind.EXPIRED:
                 self._end(change)
             case Kind.REFUNDED:
-                self.sold -= change.quantity
                 rows = self.orders if change.ref in self.orders else self.refunds
-                rows.setdefault(change.ref, {}).update(status="refunded", refunded_at=change.at_ms)
-            case Kind.RESTOCKED:
-                self.restocked += change.quantity
-            case Kind.PAUSED | Kind.RESUMED | Kind.CLOSED:
-                self.state = _STATES[change.kind]
+                refunded = {"status": "refunded", "refunded_at": change.at_ms, "refund_version": change.version}
+                rows.setdefault(change.ref, {}).update(refunded)
+            case Kind.OPENED | Kind.RESTOCKED | Kind.PAUSED | Kind.RESUMED | Kind.CLOSED:
+                pass
 
     def _named(self, change: Change) -> dict[str, Any]:
         return self._of_sale | {
@@ -83,16 +78,15 @@ class _Rows:
         }
 
     def _sell(self, change: Change) -> None:
-        self.sold += change.quantity
         order = self._named(change)
         order["order_id"] = make_order_id(OrderRef(version=change.version, at_ms=change.at_ms, **self._of_sale))
         order["hold_version"] = change.ref or None
         order["status"] = "confirmed"
-        order["refunded_at"] = None
+        order["remaining"] = change.remaining
+        order["refunded_at"] = order["refund_version"] = None
         self.orders[change.version] = order
 
     def _end(self, change: Change) -> None:
-        self.held -= change.quantity
         self._change_hold(change.ref, {"status": change.kind.value, "ended_at": change.at_ms})
 
     def _change_hold(self, version: int, values: dict[str, Any]) -> None:
@@ -219,21 +213,22 @@ async def _write_product(
     connection: AsyncConnection, portion: Portion, changes: Sequence[Change], rows: _Rows, *, is_known: bool
 ) -> None:
     first, last = changes[0], changes[-1]
-    moved = {"version": last.version, "changed_at": last.at_ms}
-    counters = {"restocked": rows.restocked, "sold": rows.sold, "held": rows.held}
+    sums = rows.counters
+    moved = {"version": last.version, "changed_at": last.at_ms} | ({"state": sums.state} if sums.state else {})
+    counted = {"restocked": sums.restocked, "sold": sums.sold, "held": sums.held}
     is_it = products.c.product_id == portion.product_id
     if first.kind is not Kind.OPENED:
-        grown = {name: products.c[name] + number for name, number in counters.items()}
-        state = {"state": rows.state} if rows.state else {}
-        await connection.execute(sa.update(products).where(is_it).values(moved | grown | state))
+        grown = {name: products.c[name] + number for name, number in counted.items()}
+        await connection.execute(sa.update(products).where(is_it).values(moved | grown))
         return
     opened = {
         "epoch": portion.epoch,
-        "initial": first.quantity,
+        "initial": sums.initial,
+        "early": first.ref,
         "opened_at": first.at_ms,
-        "state": rows.state or "open",
+        "terms": None if first.terms is None else msgspec.json.encode(first.terms).decode(),
     }
-    begun = opened | counters | moved
+    begun = opened | counted | moved
     if is_known:
         await connection.execute(sa.update(products).where(is_it).values(begun))
     else:

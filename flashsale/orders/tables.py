@@ -99,8 +99,16 @@ products = Table(
     Column("state", Name(8), nullable=False),
     Column("opened_at", Moment, nullable=False),
     Column("changed_at", Moment, nullable=False),
+    Column("early", BigInteger, nullable=False),  # units sold before the ledger began, to buyers it does not name
+    Column("terms", Text),  # JSON of what the operator said; none of a stock that was set by hand
     CheckConstraint("sold >= 0 AND held >= 0", name="not_negative"),
     CheckConstraint("sold + held <= initial + restocked", name="not_oversold"),
+)
+
+stores = Table(
+    "stores",
+    metadata,
+    Column("store_id", Name(32), primary_key=True),  # of the store whose ledgers are in these tables
 )
 
 orders = Table(
@@ -118,6 +126,8 @@ orders = Table(
     Column("status", Name(16), nullable=False),  # confirmed, refunded
     Column("created_at", Moment, nullable=False),
     Column("refunded_at", Moment),
+    Column("refund_version", BigInteger),
+    Column("remaining", BigInteger),  # units left after it
     UniqueConstraint("product_id", "epoch", "version"),
     UniqueConstraint("product_id", "epoch", "request_id"),
     Index(None, "user_id"),

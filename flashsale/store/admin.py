@@ -3,10 +3,10 @@
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
@@ -27,14 +27,19 @@ from flashsale.errors import (
 )
 from flashsale.store import keys, scripts
 from flashsale.store.address import shown_url
-from flashsale.store.audit import Audit
+from flashsale.store.audit import Audit, ReadBase
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
 from flashsale.store.faults import NOT_EXECUTED_CODES, error_code
 from flashsale.store.links import make_client
+from flashsale.store.rebuild import answers, sale_fields
 from flashsale.store.records import HoldRecord, Sale, read_hold, read_sale
-from flashsale.store.report import Report
+from flashsale.store.replay import Base
+from flashsale.store.report import Command, Report
+from flashsale.store.trimming import encode_checkpoint
 from flashsale.wire import decode_event
+
+T = TypeVar("T")
 
 ANSWER_TIMEOUT_S = 5.0
 REPAIR_TRIES = 10
@@ -79,45 +84,40 @@ class Admin:
             ProductExistsError: the product has buyers or holds, and `force` is not given.
             RefusedError: some of its changes are not in the database yet, and `discard` is not given.
         """
-        for left in reversed(range(_MOVE_LOOKS)):
-            buyers, holds, unmoved = await self._init(product_id, stock, terms, force=force, discard=discard)
-            if not unmoved:
-                break
-            await self._wait_for_mover(product_id, unmoved, left)
+
+        async def attempt() -> tuple[tuple[int, int], int]:
+            buyers, holds, unmoved = await self._script(scripts.INIT, product_id, *values, int(discard))
+            return (buyers, holds), unmoved
+
+        values = (
+            *(stock, int(force), secrets.token_hex(4)),
+            *(terms.limit, terms.opens_at, terms.closes_at, terms.hold_s, terms.hold_total_s, int(terms.numbered)),
+        )
+        buyers, holds = await self._once_moved(product_id, attempt)
         if buyers or holds:
             found = [f"{n} {what}{'s' * (n > 1)}" for n, what in ((buyers, "buyer"), (holds, "hold")) if n]
             raise ProductExistsError(
                 f"Product '{product_id}' already has {' and '.join(found)}; --force starts it anew and forgets them"
             )
 
-    async def _init(
-        self, product_id: str, stock: int, terms: Terms, *, force: bool, discard: bool
-    ) -> tuple[int, int, int]:
-        buyers, holds, unmoved = await self._script(
-            scripts.INIT,
-            product_id,
-            stock,
-            int(force),
-            secrets.token_hex(4),
-            terms.limit,
-            terms.opens_at,
-            terms.closes_at,
-            terms.hold_s,
-            terms.hold_total_s,
-            int(terms.numbered),
-            int(discard),
-        )
-        return buyers, holds, unmoved
-
     @staticmethod
-    async def _wait_for_mover(product_id: str, unmoved: int, looks_left: int) -> None:
-        """Wait a little for what is not in the database yet; raises RefusedError when it has been long enough."""
-        if not looks_left:
-            raise RefusedError(
-                f"{unmoved} changes of product '{product_id}' are not in the database yet: see that a server or a"
-                " worker moves them, or give --discard to lose them"
-            )
-        await asyncio.sleep(_MOVE_LOOK_S)
+    async def _once_moved(product_id: str, attempt: Callable[[], Awaitable[tuple[T, int]]]) -> T:
+        """Try until nothing is left that is not in the database yet, for a little while; return what that gave."""
+        for left in reversed(range(_MOVE_LOOKS)):
+            found, unmoved = await attempt()
+            if not unmoved:
+                return found
+            if unmoved < 0:
+                raise RefusedError(
+                    f"The database knows more of product '{product_id}' than this store: rebuild it with flashsale"
+                    " recover, or give --discard to forget it here"
+                )
+            if left:
+                await asyncio.sleep(_MOVE_LOOK_S)
+        raise RefusedError(
+            f"{unmoved} changes of product '{product_id}' are not in the database yet: see that a server or a"
+            " worker moves them, or give --discard to lose them"
+        )
 
     async def now(self) -> int:
         """Return the store's clock, in Unix seconds."""
@@ -132,13 +132,13 @@ class Admin:
             ProductNotFoundError: there is none.
             RefusedError: some of its changes are not in the database yet, and `discard` is not given.
         """
-        for left in reversed(range(_MOVE_LOOKS)):
-            found = await self._script(scripts.RESET, product_id, int(discard))
-            if not found:
-                raise ProductNotFoundError(product_id)
-            if found > 0:
-                return
-            await self._wait_for_mover(product_id, -found, left)
+
+        async def attempt() -> tuple[int, int]:
+            found, unmoved = await self._script(scripts.RESET, product_id, int(discard))
+            return found, unmoved
+
+        if not await self._once_moved(product_id, attempt):
+            raise ProductNotFoundError(product_id)
 
     async def change(self, request: OperatorRequest) -> Changed:
         """Have an operator's request decided; its ledger tells of it.
@@ -248,35 +248,72 @@ class Admin:
                 if hold is not None:  # else it ended meanwhile, or somebody else wrote it
                     yield make_code(token.decode(), product_id), hold, int(deadline)
 
-    async def audit(self, product_id: str) -> Report:
-        """Compare a product's keys with its ledger; raises ProductNotFoundError."""
-        async with self._errors():
-            return await Audit(self._redis, product_id).look()
+    async def audit(self, product_id: str, read_base: ReadBase | None = None) -> Report:
+        """Compare a product's keys with its ledger.
 
-    async def repair(self, product_id: str) -> tuple[Report, Report]:
+        Args:
+            product_id: the product.
+            read_base: returns what the database knows of it, for the beginning of a ledger that is trimmed: without
+                that only its sums are compared.
+
+        Raises:
+            ProductNotFoundError: there is none of that id.
+            RefusedError: it changed every time in a way that does not let it be looked at.
+        """
+        async with self._errors():
+            return await Audit(self._redis, product_id, read_base).look()
+
+    async def repair(self, product_id: str, read_base: ReadBase | None = None) -> tuple[Report, Report]:
         """Set a product's keys to what its ledger says; return what an audit found before and after.
 
         Nothing is written when the product has changed since it was looked at: then it is looked at again.
 
         Raises:
             ProductNotFoundError: there is none of that id.
-            RefusedError: the ledger itself is not whole, or the product changes all the time.
+            RefusedError: the ledger itself is not whole, or the product changes all the time, or it is frozen.
         """
-        audit = Audit(self._redis, product_id)
+        return await self._repair(product_id, read_base, [], thaws=False)
+
+    async def recover(self, product_id: str, read_base: ReadBase) -> tuple[Base, Report]:
+        """Rebuild a product of which the database knows more than this store, and go on selling it.
+
+        Return what the database knew, and what an audit found after that.
+
+        Raises:
+            RefusedError: the database does not know it either, or its ledger cannot be relied on.
+        """
+        base = await read_base()
+        if base is None:
+            raise RefusedError(f"The database does not know product '{product_id}'")
+        counters = base.counters
+        fields, left = sale_fields(base), max(counters.remaining, 0)
+        checkpoint = encode_checkpoint(counters)
+        lost = await self._script(scripts.REBUILD, product_id, base.epoch, counters.version, checkpoint, left, *fields)
+        more = answers(base, await self.now()) if lost else []
+        _, after = await self._repair(product_id, read_base, more, thaws=True)
+        return base, after
+
+    async def _repair(
+        self, product_id: str, read_base: ReadBase | None, more: list[Command], *, thaws: bool
+    ) -> tuple[Report, Report]:
+        """Repair a product; `more` is written as well. A frozen one goes on, or is refused."""
+        audit = Audit(self._redis, product_id, read_base)
         for _ in range(REPAIR_TRIES):
             async with self._errors():
                 before = await audit.look()
-            if before.fault:
-                raise RefusedError(f"Product '{product_id}' was left as it is: its ledger {before.fault}")
+            snapshot = audit.snapshot
+            assert snapshot is not None
+            why = f"its ledger {before.fault}" if before.fault else ""
             if before.trimmed and not before.ok:
-                raise RefusedError(
-                    f"Product '{product_id}' was left as it is: its ledger begins at version {before.first_version}"
-                )
-            if not before.commands:
+                why = f"its ledger begins at version {before.first_version}, and the database does not help"
+            if snapshot.sale.get(b"state") == b"frozen" and not thaws:
+                why = "the database knows more of it than this store: rebuild it with flashsale recover"
+            if why:
+                raise RefusedError(f"Product '{product_id}' was left as it is: {why}")
+            if not before.commands and not more:
                 return before, before
-            assert audit.snapshot is not None
-            found = (audit.snapshot.sale.get(b"epoch"), audit.snapshot.sale.get(b"version"), audit.snapshot.stock)
-            commands = [part for command in before.commands for part in (len(command) - 2, *command)]
+            found = (snapshot.sale.get(b"epoch"), snapshot.sale.get(b"version"), snapshot.stock)
+            commands = [part for command in (*before.commands, *more) for part in (len(command) - 2, *command)]
             if await self._script(scripts.REPAIR, product_id, *(value or b"" for value in found), *commands):
                 async with self._errors():
                     return before, await audit.look()

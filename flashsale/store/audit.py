@@ -8,7 +8,7 @@ Measured on 2 cores that the store shared: a million sales take 3.6 s and 114 Mi
 the longest calls, those of HSCAN, take the store 2 ms on average.
 """
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -19,27 +19,37 @@ from flashsale.store import keys, scripts
 from flashsale.store.comparison import BUYERS, REQUESTS, REQUESTS_BEFORE, USERS, Pages, Snapshot, compare
 from flashsale.store.encoding import decode_message
 from flashsale.store.records import HoldRecord, read_hold
-from flashsale.store.replay import Replay
+from flashsale.store.replay import Base, Replay
 from flashsale.store.report import Report
+from flashsale.store.trimming import read_checkpoint
 
 TRIES = 5
 """Looks at a product that is opened anew, or has orders refunded, while it is being looked at."""
 _MESSAGE_COUNT = 32  # of the ledger in a page; each holds the changes of one batch, at most some thousands
 _PAGE_COUNT = 5_000
 
+ReadBase: TypeAlias = Callable[[], Awaitable[Base | None]]
 _Message: TypeAlias = tuple[bytes, dict[bytes, bytes]]
 
 
 class Audit:
     """Looks at a product; looking again goes on in the ledger from where the last look ended."""
 
-    def __init__(self, redis: "Redis", product_id: str) -> None:
-        """Look at this product, with the connections of its operator, whose errors come through as they are."""
+    def __init__(self, redis: "Redis", product_id: str, read_base: ReadBase | None = None) -> None:
+        """Look at a product.
+
+        Args:
+            redis: the connections of its operator, whose errors come through as they are.
+            product_id: the product.
+            read_base: returns what the database knows of it by now, for the beginning of a ledger that is trimmed.
+        """
         self._redis = redis
+        self._read_base = read_base
         self._product_id = product_id
         self._names = keys.script_keys(product_id)
         self._replay: Replay | None = None
         self._identity: object = None  # of the sale: another one may be opened under the same id at any time
+        self._checkpoint: bytes | None = None  # with which the replay began
         self.snapshot: Snapshot | None = None
         """The last one."""
 
@@ -59,11 +69,13 @@ class Audit:
             self.snapshot = snapshot = await self._take(replay, pages)
             if snapshot.stock is None and not snapshot.sale and snapshot.first_id is None:
                 raise ProductNotFoundError(self._product_id)
-            identity = snapshot.sale.get(b"epoch"), snapshot.sale.get(b"limit"), snapshot.first_id
-            if identity != self._identity:
+            if (snapshot.sale.get(b"epoch"), snapshot.sale.get(b"limit")) != self._identity:
                 self._replay = None
                 continue
             _feed(replay, snapshot.messages)
+            if replay.fault and snapshot.sale.get(b"checkpoint") != self._checkpoint:  # trimmed while it was read
+                self._replay = None
+                continue
             if replay.reordered and attempt < TRIES:  # the list of buyers has shifted under its pages
                 continue
             return compare(self._product_id, replay, snapshot, pages, await self._find_lost(replay, snapshot))
@@ -71,16 +83,25 @@ class Audit:
 
     async def _begin(self) -> Replay:
         async with self._redis.pipeline(transaction=True) as step:
-            step.hmget(keys.key(self._product_id, "sale"), "epoch", "limit")
-            step.xrange(keys.key(self._product_id, "orders"), count=1)
-            found, first = await step.execute(raise_on_error=False)  # an error: a key of another type
-        epoch, limit = (None, None) if isinstance(found, Exception) else found
-        first_id = first[0][0] if first and not isinstance(first, Exception) else None
-        self._identity = epoch, limit, first_id
-        self._replay = Replay(limited=(limit or b"0") != b"0")
-        if isinstance(first, Exception):
-            self._replay.fault = "is no stream"
-        return self._replay
+            step.hmget(keys.key(self._product_id, "sale"), "epoch", "limit", "checkpoint")
+            step.type(keys.key(self._product_id, "orders"))
+            found, kind = await step.execute(raise_on_error=False)  # an error: a key of another type
+        epoch, limit, self._checkpoint = (None, None, None) if isinstance(found, Exception) else found
+        self._identity = epoch, limit
+        limited = (limit or b"0") != b"0"
+        base = await self._read_base() if self._read_base and self._checkpoint is not None else None
+        if base is not None and base.epoch.encode() == epoch:
+            replay = Replay(limited=limited, base=base)
+        else:
+            try:
+                replay = Replay(limited=limited, checkpoint=read_checkpoint(self._checkpoint))
+            except ValueError:
+                replay = Replay(limited=limited)
+                replay.fault = "was trimmed, and what it added up to is not what was written"
+        if kind not in {b"stream", b"none"}:
+            replay.fault = "is no stream"
+        self._replay = replay
+        return replay
 
     async def _read_ledger(self, replay: Replay) -> None:
         """Read what the ledger holds by now: whoever wanted to reach its end might never, while the sale goes on."""

@@ -89,17 +89,16 @@ def compare(product_id: str, replay: Replay, snapshot: Snapshot, pages: Pages, l
     _compare_sums(report, snapshot)
     if report.fault:
         return report
-    if replay.trimmed:
-        report.compare("version", sale.get(b"version"), replay.version)
-        report.compare("stock", snapshot.stock, replay.remaining_told)
-        return report
-    report.units, report.held, report.sold = replay.units, replay.held, replay.sold
-    report.remaining = max(replay.remaining, 0)
+    counters = replay.counters
+    report.units, report.held, report.sold = counters.units, counters.held, counters.sold
+    report.remaining = max(counters.remaining, 0)
     for number, name in _PARTS.items():
         found = snapshot.types[number - 1]
         if found not in {TYPES[number - 1], "none"}:
             report.differ(f"type of {name}", found, TYPES[number - 1], ("DEL", number))
     _compare_counters(report, replay, snapshot)
+    if replay.trimmed:
+        return report
     _compare_buyers(report, replay, snapshot, pages)
     _compare_users(report, replay, snapshot, pages)
     _compare_items(report, replay, snapshot)
@@ -136,18 +135,20 @@ def _compare_sums(report: Report, snapshot: Snapshot) -> None:
 
 
 def _compare_counters(report: Report, replay: Replay, snapshot: Snapshot) -> None:
+    counters = replay.counters
     report.compare("stock", snapshot.stock, report.remaining, ("SET", STOCK, report.remaining))
-    if replay.remaining < 0:
-        report.differ("units sold and held", replay.sold + replay.held, f"at most {replay.units}")
+    if counters.remaining < 0:
+        report.differ("units sold and held", counters.sold + counters.held, f"at most {counters.units}")
     expected: dict[str, tuple[object, object]] = {
-        "version": (None, replay.version),
-        "initial": (None, replay.initial),
-        "restocked": (0, replay.restocked),
-        "sold": (None, replay.sold),
-        "held": (0, replay.held),
-        "state": ("open", replay.state),
-        "refunded": (0, len(replay.refunds)),
+        "version": (None, counters.version),
+        "initial": (None, counters.initial),
+        "restocked": (0, counters.restocked),
+        "sold": (None, counters.sold),
+        "held": (0, counters.held),
+        "state": ("open", counters.state),
     }
+    if not replay.trimmed:
+        expected["refunded"] = 0, len(replay.refunds)
     for name, (default, value) in expected.items():
         found = snapshot.sale.get(name.encode(), default)
         report.compare(name, found, value, ("HSET", SALE, name, str(value)))
@@ -200,7 +201,7 @@ def _compare_items(report: Report, replay: Replay, snapshot: Snapshot) -> None:
     if found_total is None and not replay.owned:
         report.compare("items, without numbers", len(snapshot.items.rstrip(b"\0")), 0, ("DEL", ITEMS))
         return
-    total = replay.units
+    total = replay.counters.units
     report.compare("items", found_total, total, ("HSET", SALE, "items", total))
     owned = replay.owned
     bits = bytearray((len(owned) + 7) // 8)

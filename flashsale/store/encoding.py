@@ -13,7 +13,6 @@ from flashsale.domain.answers import (
     ALREADY_CONFIRMED,
     HOLD_NOT_FOUND,
     ITEM_NOT_FOUND,
-    NOT_FOUND,
     ONE_ITEM_AT_A_TIME,
     ORDER_NOT_FOUND,
     SALE_IS_CLOSED,
@@ -36,7 +35,7 @@ from flashsale.domain.answers import (
     Success,
     Swept,
 )
-from flashsale.domain.batches import Ambiguous, Batch, Defective, Outcome
+from flashsale.domain.batches import Ambiguous, Batch, Defective, Outcome, not_found
 from flashsale.domain.bounds import STOCK_MAX
 from flashsale.domain.ids import OrderRef, make_code, make_order_id, parse_order_id, token_of
 from flashsale.domain.requests import (
@@ -54,7 +53,7 @@ from flashsale.domain.requests import (
     Resume,
     Sweep,
 )
-from flashsale.domain.sale import Change, Kind
+from flashsale.domain.sale import Change, Kind, Terms
 
 _DECIDED, _NOT_FOUND, _OVERTAKEN, _DEFECTIVE, _REFUSED, _ROWS = range(6)
 
@@ -89,7 +88,7 @@ def encode_batch(batch: Batch, mint: Callable[[], str]) -> tuple[int | bytes, by
     return len(requests), b"", _encode_requests([_encode_request(request, mint) for request in requests])
 
 
-def _encode_asked(user_id: str, quantity: int, item_id: int | None, request_id: str | None) -> str:
+def encode_asked(user_id: str, quantity: int, item_id: int | None, request_id: str | None) -> str:
     """Return the JSON of what is asked for, without its brackets: a part of the change that the sale will be."""
     if item_id is None and request_id is None:
         return _encode_json((user_id, quantity))[1:-1].decode()
@@ -99,10 +98,10 @@ def _encode_asked(user_id: str, quantity: int, item_id: int | None, request_id: 
 def _encode_request(request: Request, mint: Callable[[], str]) -> tuple[int | str, ...]:  # noqa: C901 - one table
     match request:
         case Purchase(_, user_id, quantity, request_id, item_id):
-            asked = _encode_asked(user_id, quantity, item_id, request_id)
+            asked = encode_asked(user_id, quantity, item_id, request_id)
             return 1, user_id, quantity, f"={request_id}" if request_id else "", item_id or 0, asked
         case Reserve(_, user_id, quantity, request_id, item_id, hold_seconds):
-            asked = _encode_asked(user_id, quantity, item_id, request_id)
+            asked = encode_asked(user_id, quantity, item_id, request_id)
             name = f"={request_id}" if request_id else ""
             return 2, user_id, quantity, name, item_id or 0, asked, hold_seconds or 0, mint()
         case Confirm(code, request_id):
@@ -117,9 +116,9 @@ def _encode_request(request: Request, mint: Callable[[], str]) -> tuple[int | st
             return (7,)
         case Restock(_, quantity):
             return 8, min(quantity, STOCK_MAX + 1)  # too large is too large, and fits 64 bits
-        case Refund(order_id):
+        case Refund(order_id, known):
             order = parse_order_id(order_id)
-            return (9, order.version, order.at_ms, order.epoch) if order else (9, 0, 0, "")
+            return (9, order.version, order.at_ms, order.epoch, *(known or ())) if order else (9, 0, 0, "")
         case Pause():
             return (10,)
         case Resume():
@@ -140,7 +139,7 @@ def decode_reply(batch: Batch, reply: Reply) -> Outcome:
             rows, epoch = _decode_rows(reply[2]), reply[3].decode()
             return [_decode_row(row, batch.product_id, epoch) for row in rows]
         case 1:
-            return [_not_found(request) for request in batch.requests]
+            return [not_found(request) for request in batch.requests]
         case 2:
             return Ambiguous("overtaken by a later batch of its session")
         case 4:
@@ -219,10 +218,6 @@ def _decode_row(row: list[Any], product_id: str, epoch: str) -> Answer:  # noqa:
             raise ValueError(f"the script answered {row}")
 
 
-def _not_found(request: Request) -> Answer:
-    return Failed(HOLD_NOT_FOUND) if isinstance(request, Confirm | Cancel | Extend) else NOT_FOUND
-
-
 # The ledger
 
 
@@ -239,6 +234,7 @@ class _Entry(msgspec.Struct, array_like=True):
 
 _decode_changes = msgspec.json.Decoder(list[_Entry]).decode
 _decode_sales = msgspec.json.Decoder(tuple[int, list[str]]).decode
+_decode_terms = msgspec.json.Decoder(Terms).decode
 
 
 def decode_message(message_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator[Change]:
@@ -246,9 +242,9 @@ def decode_message(message_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator
 
     Args:
         message_id: "<version of the first change>-0".
-        fields: `at` is the time in Unix ms; `epoch` that of the sale; `changes` is JSON, an array of _Entry; `sales`
-            is JSON too, a run of sales of one unit each after them: the units left before it, and an array of the
-            users.
+        fields: `at` is the time in Unix ms; `epoch` that of the sale; `terms`, of the change that opens it, is the JSON
+            of what the operator said; `changes` is JSON, an array of _Entry; `sales` is JSON too, a run of sales of one
+            unit each after them: the units left before it, and an array of the users.
 
     Raises:
         ValueError: somebody else has written there.
@@ -257,8 +253,9 @@ def decode_message(message_id: bytes, fields: Mapping[bytes, bytes]) -> Iterator
         version, at_ms = int(message_id.partition(b"-")[0]), int(fields[b"at"])
     except KeyError:
         raise ValueError("a message without a time") from None
+    terms = _decode_terms(fields[b"terms"]) if b"terms" in fields else None
     for entry in _decode_changes(fields.get(b"changes", b"[]")):
-        yield Change(version=version, at_ms=at_ms, **structs.asdict(entry))
+        yield Change(version=version, at_ms=at_ms, terms=terms, **structs.asdict(entry))
         version += 1
     stock, users = _decode_sales(fields.get(b"sales", b"[0,[]]"))
     for user_id in users:

@@ -42,6 +42,7 @@ class RedisEngine:
         url: str,
         *,
         durability: Durability = Durability.LOCAL,
+        compare: Callable[[], Awaitable[None]] | None = None,
         revive: Callable[[], Awaitable[None]] | None = None,
         mint: Callable[[], str] = lambda: secrets.token_urlsafe(_TOKEN_SIZE),
     ) -> None:
@@ -50,11 +51,15 @@ class RedisEngine:
         Args:
             url: redis://, rediss:// or unix://.
             durability: what the store must keep; checked on every connect.
+            compare: called before the first batch that this run of the store decides: it may find that the store went
+                backwards, and freeze products.
             revive: called, in the background, when the store cannot be reached: it may start it again.
             mint: gives the secret of each hold.
         """
         self._url = url
         self._durability = durability
+        self._compare = compare
+        self._compared = ""  # the run of the store that was
         self._revive = revive
         self._mint = mint
         self._reviving: asyncio.Task[None] | None = None
@@ -199,6 +204,10 @@ class RedisEngine:
                 role = await _ask(connection, "ROLE")
                 check_durability(self._durability, settings, role[0])
                 await _ask(connection, "SCRIPT", "LOAD", scripts.DECIDE.source)
+                run = await _run_of(connection) if self._compare else ""
+            if self._compare is not None and (not run or run != self._compared):
+                await self._compare()
+                self._compared = run
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -243,7 +252,18 @@ def _outcome(batch: Batch, reply: _Reply) -> Outcome:
 async def _ask(connection: AbstractConnection, *command: str | bytes) -> Any:
     await connection.send_command(*command, check_health=False)
     reply = await connection.read_response()
-    return [item.decode() if isinstance(item, bytes) else item for item in reply] if isinstance(reply, list) else reply
+    if isinstance(reply, list):
+        return [item.decode() if isinstance(item, bytes) else item for item in reply]
+    return reply.decode() if isinstance(reply, bytes) else reply
+
+
+async def _run_of(connection: AbstractConnection) -> str:
+    """Return what is another one each time that a store is started; empty when it does not say."""
+    try:
+        told = await _ask(connection, "INFO", "server")
+    except ResponseError:
+        return ""
+    return next((line.partition(":")[2] for line in told.splitlines() if line.startswith("run_id:")), "")
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@
 | product:<id>:refunds | hash | version of a refunded order -> version of its refund |
 | products | set | the ids of products that have a ledger |
 | products_due | sorted set | product -> no hold of it expires earlier, in Unix seconds |
-| products_moved | string | there once the orders of this store go into a database |
+| products_moved | string | a name for this store, given when its orders first go into a database |
 """
 
 from functools import lru_cache

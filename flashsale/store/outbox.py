@@ -5,19 +5,21 @@ reading stands is known by whoever writes it down, in the transaction of the row
 but a note for operators.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from msgspec import Struct
 from redis.exceptions import RedisError
 
-from flashsale.domain.sale import Change
+from flashsale.domain.sale import Change, Standing
 from flashsale.errors import StoreUnavailableError
 from flashsale.store import keys, scripts
 from flashsale.store.address import shown_url
 from flashsale.store.encoding import decode_message
 from flashsale.store.links import make_client
+from flashsale.store.trimming import Trimmer, Window
 
 _ANSWER_TIMEOUT_S = 5.0
 _MESSAGE_COUNT_MAX = 64
@@ -39,10 +41,12 @@ class Delivery(Struct, frozen=True):
 class RedisOutbox:
     """Reads the ledgers of all products. Not for concurrent use: one call at a time."""
 
-    def __init__(self, url: str) -> None:
-        """Name the store by its URL; connects with the first call."""
+    def __init__(self, url: str, window: Window | None = None) -> None:
+        """Name the store by its URL, and what stays of a ledger behind the database; connects with the first call."""
         self._url = url
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
+        self._trimmer = Trimmer(self._redis, window or Window())
+        self._name = secrets.token_hex(16)  # of the store, if it has none yet
         self._begin = 0  # at which product the next reading begins, so that each gets its turn
         self._ends: dict[str, int] = {}  # versions with which messages end, as far as they were read
 
@@ -51,7 +55,7 @@ class RedisOutbox:
         await self._redis.aclose()
 
     async def epochs(self) -> dict[str, str]:
-        """Return the sale that each product has at present whose ledger can be read.
+        """Return the sale that each product has at present whose ledger can be read, but for those that are frozen.
 
         From the first call on nobody deletes a product before all of it was noted to be in the database.
         """
@@ -60,14 +64,14 @@ class RedisOutbox:
             names = [name.decode(errors="replace") for name in found]
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for name in names:
-                    pipeline.hget(keys.key(name, "sale"), "epoch")
+                    pipeline.hmget(keys.key(name, "sale"), "epoch", "state")
                     pipeline.type(keys.key(name, "orders"))
-                pipeline.set(keys.MOVERS, "1")  # a store that is full may refuse it
+                pipeline.set(keys.MOVERS, self._name, nx=True)  # a store that is full may refuse it
                 told = await pipeline.execute(raise_on_error=False)
         return {
-            name: epoch.decode(errors="replace")
-            for name, epoch, kind in zip(names, told[:-1:2], told[1:-1:2], strict=True)
-            if isinstance(epoch, bytes) and kind == b"stream"
+            name: sale[0].decode(errors="replace")
+            for name, sale, kind in zip(names, told[:-1:2], told[1:-1:2], strict=True)
+            if isinstance(sale, list) and sale[0] is not None and sale[1] != b"frozen" and kind == b"stream"
         }
 
     async def read(self, positions: Mapping[str, int], wait_s: float) -> list[Delivery]:
@@ -112,11 +116,45 @@ class RedisOutbox:
         names = dict(zip(streams, positions, strict=True))
         return [(names[key], messages) for key, messages in found]
 
+    async def store_name(self) -> str:
+        """Return the name that this store was given when its orders first went into a database; empty before."""
+        async with self._errors():
+            name = cast("bytes | None", await self._redis.get(keys.MOVERS))
+        return (name or b"").decode(errors="replace")
+
+    async def standings(self, product_ids: Sequence[str]) -> list[Standing]:
+        """Return how far these products have come here."""
+        async with self._errors(), self._redis.pipeline(transaction=False) as pipeline:
+            for name in product_ids:
+                pipeline.hmget(keys.key(name, "sale"), "epoch", "version")
+                pipeline.exists(keys.key(name, "stock"))
+            told = await pipeline.execute()
+        return [
+            Standing(bool(exists), (epoch or b"").decode(errors="replace"), int(version or 0))
+            for (epoch, version), exists in zip(told[::2], told[1::2], strict=True)
+        ]
+
+    async def freeze(self, product_id: str, found_epoch: str, epoch: str, version: int) -> bool:
+        """Stop the sale of a product that the database knows up to that epoch and version; return whether it is.
+
+        It is not if the product is not at `found_epoch` any more, or has come as far by now.
+        """
+        async with self._errors():
+            return bool(await self._eval(scripts.FREEZE, product_id, product_id, found_epoch, epoch, version))
+
+    async def _eval(self, script: scripts.Script, product_id: str, *values: str | int) -> Any:
+        names = keys.script_keys(product_id)
+        return await cast("Any", self._redis.eval(script.source.decode(), len(names), *names, *values))
+
     async def note(self, product_id: str, epoch: str, version: int) -> None:
         """Note for operators up to where the changes of a sale are in the database."""
-        names = keys.script_keys(product_id)
         async with self._errors():
-            await cast("Any", self._redis.eval(scripts.MOVED.source.decode(), len(names), *names, epoch, version))
+            await self._eval(scripts.MOVED, product_id, epoch, version)
+
+    async def trim(self, product_ids: Iterable[str]) -> None:
+        """Forget the beginnings of these ledgers that are in the database and beyond the window, or a part of them."""
+        async with self._errors():
+            await self._trimmer.trim(product_ids)
 
     @asynccontextmanager
     async def _errors(self) -> AsyncIterator[None]:

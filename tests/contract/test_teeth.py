@@ -142,7 +142,7 @@ VARIANTS = {
     "a record does not say of what": ("answer .. content", "answer"),
     "a hold is asked for without its time": ("asked or asked .. '/' .. request[7]", "asked or asked"),
     "the ledger says which item was asked for": ("    if item == request[5] then", "    if true then"),
-    "another's request id is good for anyone": ("asked_then == asked and again(answer)", "again(answer)"),
+    "another's request id is good for anyone": ("same and again(answer)", "again(answer)"),
     "a repeated request does not say so": (
         "== EXPIRED and packed or '\\146\\000' .. packed",
         "== EXPIRED and packed or packed",

@@ -1,12 +1,14 @@
 """Databases for the tests of the orders: every test that asks for one runs on SQLite, PostgreSQL and MariaDB."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from flashsale.orders.database import Database, database_url
+from flashsale.store.embedded import EmbeddedStore
 from tests.orders import plain
+from tests.orders.shop import Shop
 
 DIALECTS = ("sqlite", "postgresql", "mariadb")
 
@@ -50,3 +52,20 @@ async def database(shared_url: str) -> AsyncIterator[Database]:
     await plain.clear(opened)
     yield opened
     await opened.close()
+
+
+@pytest.fixture(scope="module")
+def embedded(module_home: Path) -> Iterator[EmbeddedStore]:
+    """A store for the tests of this module alone: a mover moves all there is."""
+    store = EmbeddedStore(module_home / "store")
+    store.acquire()
+    yield store
+    store.release()
+
+
+@pytest.fixture
+async def shop(embedded: EmbeddedStore, database: Database, shared_url: str) -> AsyncIterator[Shop]:
+    made = Shop(embedded, database, shared_url)
+    await made.redis.flushall()
+    yield made
+    await made.close()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from flashsale.domain.ids import OrderRef, make_order_id
@@ -34,6 +35,8 @@ def fold(product_id: str, epoch: str, ledger: Iterable[Change]) -> Rows:
         if change.kind == Kind.OPENED:
             product = {"product_id": product_id, "epoch": epoch, "initial": change.quantity, "restocked": 0}
             product |= {"sold": change.ref, "held": 0, "state": "open", "opened_at": change.at_ms}
+            terms = None if change.terms is None else msgspec.json.encode(change.terms).decode()
+            product |= {"early": change.ref, "terms": terms}
         if change.kind in {Kind.CONFIRMED, Kind.CANCELLED, Kind.EXPIRED}:
             product["held"] -= change.quantity
             held[change.ref] |= {"status": str(change.kind), "ended_at": change.at_ms}
@@ -41,6 +44,7 @@ def fold(product_id: str, epoch: str, ledger: Iterable[Change]) -> Rows:
             product["sold"] += change.quantity
             ref = OrderRef(product_id, epoch, change.version, change.at_ms)
             confirmed = {"order_id": make_order_id(ref), "status": "confirmed", "refunded_at": None}
+            confirmed |= {"remaining": change.remaining, "refund_version": None}
             sold[change.version] = named | confirmed | {"hold_version": change.ref or None}
         if change.kind == Kind.HELD:
             product["held"] += change.quantity
@@ -49,7 +53,8 @@ def fold(product_id: str, epoch: str, ledger: Iterable[Change]) -> Rows:
             held[change.ref]["expires_at"] = change.expires_at * 1000
         if change.kind == Kind.REFUNDED:
             product["sold"] -= change.quantity
-            sold[change.ref] |= {"status": "refunded", "refunded_at": change.at_ms}
+            refunded = {"refunded_at": change.at_ms, "refund_version": change.version}
+            sold[change.ref] |= {"status": "refunded"} | refunded
         if change.kind == Kind.RESTOCKED:
             product["restocked"] += change.quantity
         product["state"] = STATES.get(change.kind, product["state"])

@@ -77,6 +77,8 @@ local begun = epoch -- else the stock was set by hand: the ledger begins with it
 if not (version and sold and held and due and limit and opens_at and closes_at) or items == nil
     or not begun ~= not sale[2] or not begun ~= not sale[3] then
   return defective('its counters are not what was written')
+elseif state == 'frozen' then
+  return defective('the database knows more of it than this store: rebuild it with flashsale recover')
 end
 if raw then
   if not (raw == '0' or string.match(raw, '^-?[1-9]%d*$')) or stock > STOCK_MAX then

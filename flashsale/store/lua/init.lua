@@ -5,7 +5,8 @@
 -- ARGV  1 product id   2 stock in units   3 force: '1' also when there are buyers or holds
 --       4 epoch, 8 hex digits   5 limit   6 opens at   7 closes at   8 hold time   9 hold time with all extensions
 --       10 numbered: '1' when each unit is an item of its own   11 discard: '1' also what is not in the database yet
--- Returns {buyers, holds, changes} that stand in the way (nothing was changed), or {0, 0, 0} when the sale is open.
+-- Returns {buyers, holds, changes} that stand in the way (nothing was changed; changes as in unmoved.lua), or {0, 0, 0}
+-- when the sale is open.
 
 if ARGV[3] ~= '1' then
   local buyers, holds = redis.call('LLEN', KEYS[2]), redis.call('ZCARD', KEYS[7])
@@ -13,8 +14,9 @@ if ARGV[3] ~= '1' then
     return {buyers, holds, 0}
   end
 end
-if ARGV[11] ~= '1' and unmoved() > 0 then
-  return {0, 0, unmoved()}
+local behind = ARGV[11] ~= '1' and unmoved() or 0
+if behind ~= 0 then
+  return {0, 0, behind}
 end
 local version = redis.pcall('HGET', KEYS[4], 'version')
 version = type(version) == 'string' and #version < 15 and string.match(version, '^%d+$') or '0'
@@ -32,7 +34,10 @@ if ARGV[10] == '1' then
   redis.call('HSET', KEYS[4], 'items', stock, 'cursor', '1')
 end
 redis.call('XADD', KEYS[5], version .. '-0', 'at', string.format('%d%03d', time[1], math.floor(time[2] / 1000)),
-  'epoch', ARGV[4], 'changes', '[["opened",' .. stock .. ',"",' .. stock .. ']]')
+  'epoch', ARGV[4], 'terms', string.format(
+    '{"limit":%s,"opens_at":%s,"closes_at":%s,"hold_s":%s,"hold_total_s":%s,"numbered":%s}',
+    ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10] == '1' and 'true' or 'false'),
+  'changes', '[["opened",' .. stock .. ',"",' .. stock .. ']]')
 redis.call('SADD', KEYS[12], ARGV[1])
 redis.call('ZREM', KEYS[13], ARGV[1])
 redis.pcall('PERSIST', KEYS[3]) -- those of a product that did not exist were to expire

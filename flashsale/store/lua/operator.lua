@@ -13,7 +13,8 @@ do
     return row(CHANGED, stock, version, false)
   end
 
-  -- What the ledger says of a sale: {user, quantity, item, at}; nil when that version is none.
+  -- What the ledger says of a sale: {user, quantity, item, at}; nil when that version is none. Whether it is one of those
+  -- that the ledger does not tell of any more is the second value.
   local function find_order(order_version)
     local written = changes[order_version - (version - #changes)] -- in this batch
     if written then
@@ -22,7 +23,7 @@ do
     end
     local found = redis.call('XREVRANGE', KEYS[5], order_version .. '-0', '-', 'COUNT', 1)[1]
     if not found then
-      return nil
+      return nil, redis.call('HEXISTS', KEYS[4], 'checkpoint') == 1
     end
     local next_version, message = tonumber(string.match(found[1], '^%d+')), found[2]
     if message[1] ~= 'at' or message[3] ~= 'epoch' then
@@ -42,10 +43,15 @@ do
     end
   end
 
-  -- {kind, version, time in ms, epoch}
+  -- {kind, version, time in ms, epoch}, then user, quantity and item, if they are known
   rules[REFUND] = function(request)
-    local order_version = request[2]
-    local order = request[4] == (epoch or new_epoch()) and find_order(order_version)
+    local order_version, order, trimmed = request[2], nil, false
+    if request[4] == (epoch or new_epoch()) then
+      order, trimmed = find_order(order_version)
+    end
+    if trimmed and request[5] then
+      order = {request[5], request[6], request[7], request[3]}
+    end
     if not order or order[4] ~= request[3] then
       return row(FAILED, REASON.order_not_found)
     end
