@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
@@ -19,9 +20,6 @@ from flashsale.errors import ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
 from flashsale.launch import raise_descriptor_limit
-from flashsale.orders.database import SQLITE_NAME, Database, database_url
-from flashsale.orders.fence import Fence
-from flashsale.orders.mover import Mover
 from flashsale.server import ServerLimits, TcpServer, bind
 from flashsale.store.address import redis_url, shown_url
 from flashsale.store.admin import Admin
@@ -31,6 +29,10 @@ from flashsale.store.engine import RedisEngine
 from flashsale.store.ledger import RedisLedger
 from flashsale.store.outbox import RedisOutbox
 from flashsale.store.trimming import Window
+
+if TYPE_CHECKING:  # what is behind it takes longer to import than all else together: where it is not needed, it is not
+    from flashsale.orders.database import Database
+    from flashsale.orders.fence import Fence
 
 _log = logging.getLogger(__name__)
 _MOVE_END_S = 3.0
@@ -73,23 +75,27 @@ def open_store(config: Config) -> Iterator[Store]:
         embedded.release()
 
 
-def open_database(config: Config) -> Database:
+def open_database(config: Config) -> "Database":
     """Return the database of the orders; it connects with the first call.
 
     Raises:
         InvalidValueError: the address is none, or the directory.
     """
+    from flashsale.orders.database import Database, database_url
+
     return Database(database_url(config.database, home_directory(config.home)))
 
 
 @asynccontextmanager
-async def open_history(config: Config) -> AsyncIterator[Database | None]:
+async def open_history(config: Config) -> AsyncIterator["Database | None"]:
     """Return the database of the orders for as long as the context lasts; None when nothing was ever written there.
 
     Raises:
         InvalidValueError: the address is none, or the directory.
         DatabaseError: it cannot be reached.
     """
+    from flashsale.orders.database import SQLITE_NAME
+
     if config.database is None and not (home_directory(config.home) / SQLITE_NAME).exists():
         yield None
         return
@@ -116,8 +122,11 @@ def move_orders(config: Config, announce: Callable[[str], None]) -> None:
         uvloop.run(_move(config, store, database))
 
 
-async def _move(config: Config, store: Store, database: Database) -> None:
+async def _move(config: Config, store: Store, database: "Database") -> None:
     """Move orders until SIGTERM or SIGINT."""
+    from flashsale.orders.fence import Fence
+    from flashsale.orders.mover import Mover
+
     loop = asyncio.get_running_loop()
     outbox = RedisOutbox(store.url, Window(config.ledger_count, config.ledger_age_s))
     mover = Mover(outbox, database, fence=Fence(outbox, database, writes=True), revive=store.revive)
@@ -193,11 +202,13 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
 
 
 @asynccontextmanager
-async def _open_fence(config: Config, store: Store) -> AsyncIterator[Fence | None]:
+async def _open_fence(config: Config, store: Store) -> AsyncIterator["Fence | None"]:
     """Give what compares the store with the database; None when no orders go there."""
     if not config.orders:
         yield None
         return
+    from flashsale.orders.fence import Fence
+
     outbox, database = RedisOutbox(store.url), open_database(config)
     fence = Fence(outbox, database)
     try:

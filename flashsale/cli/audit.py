@@ -18,7 +18,6 @@ from flashsale.cli.options import (
 )
 from flashsale.config import Config
 from flashsale.errors import DatabaseError, ProductNotFoundError, RefusedError
-from flashsale.orders.history import read_base
 from flashsale.store.admin import Admin
 from flashsale.store.replay import Base
 from flashsale.store.report import Report
@@ -91,6 +90,8 @@ def recover(config: Config, product_id: str) -> None:
 
 
 async def _read_base(config: Config, product_id: str) -> Base | None:
+    from flashsale.orders.history import read_base  # takes longer to import than all else
+
     try:
         async with app.open_history(config) as database:
             return None if database is None else await read_base(database, product_id)

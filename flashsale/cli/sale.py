@@ -27,7 +27,6 @@ from flashsale.domain.answers import ORDER_NOT_FOUND, Changed
 from flashsale.domain.requests import Close, OperatorRequest, Pause, Refund, Restock, Resume
 from flashsale.domain.sale import PLAIN, Terms
 from flashsale.errors import InvalidValueError, RefusedError
-from flashsale.orders.history import find_order
 from flashsale.store.admin import Admin
 from flashsale.terms import Moment, check_terms, show_duration, show_moment
 
@@ -157,6 +156,8 @@ def refund(config: Config, order_id: str, *, as_json: bool) -> None:
 
 async def _find_order(config: Config, order_id: str) -> tuple[str, int, int] | None:
     """Return user, units and item of an order of which the ledger does not tell any more."""
+    from flashsale.orders.history import find_order  # takes longer to import than all else
+
     async with app.open_history(config) as database:
         order = None if database is None else await find_order(database, order_id)
     return None if order is None else (order.user_id, order.quantity, order.item_id)
