@@ -13,7 +13,7 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
-from flashsale import supervisor
+from flashsale import crash, supervisor
 from flashsale.batching import Batcher, Limits
 from flashsale.config import Config, home_directory, split_address
 from flashsale.errors import ListenError, StoreUnavailableError
@@ -116,6 +116,7 @@ def move_orders(config: Config, announce: Callable[[str], None]) -> None:
     Raises:
         FlashsaleError: an address is none, or the embedded store does not start.
     """
+    crash.arm()
     database = open_database(config)
     with open_store(config) as store:
         announce(f"Worker started - Redis: {store}, database: {database}")
@@ -163,6 +164,7 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
     Raises:
         FlashsaleError: the address is taken, or the store cannot be reached or keeps too little.
     """
+    crash.arm()
     host, port = split_address(config.listen)
     raise_descriptor_limit()
     # Taken alone, also by several workers: sharing a port is refused to whoever already has it for himself, but would

@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
+from flashsale.crash import crash_point
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, UNKNOWN, Answer
 from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted, Outcome
 from flashsale.domain.requests import Request
@@ -235,8 +236,10 @@ class Batcher:
         oldest_at = min(_arrived(item.waiting[0]) for item in pending)
         due_at = max(oldest_at, self._progress_at) + self._limits.store_deadline_s - _DEADLINE_MARGIN_S
         timeout_s = max(due_at - self._loop.time(), _RETRY_PAUSE_S)
+        crash_point("after-read")
         try:
             outcomes = await self._engine.commit(batches, timeout_s=timeout_s)
+            crash_point("after-script")
             _check_outcomes(batches, outcomes)
         except Exception:  # noqa: BLE001 - a bug, met with the safe answer: nothing is known of these batches
             _log.exception("the engine failed")
@@ -359,6 +362,7 @@ def _deliver(waiting: list[_Waiting], answers: list[Answer]) -> None:
             sink.answer(ticket, answer)
         except Exception:  # noqa: BLE001 - a bug in one door must not cost the others their answers
             _log.exception("a sink failed to take an answer")
+    crash_point("before-reply")
     for sink in dict.fromkeys([item[1] for item in waiting]):
         try:
             sink.flush()

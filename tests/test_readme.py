@@ -15,7 +15,7 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from flashsale import Client, cli
+from flashsale import Client, cli, crash
 from flashsale.config import ENVIRONMENT, Config
 from flashsale.domain.answers import Cancelled, Held, SoldOut, Success, Unavailable
 from flashsale.domain.batches import Batch
@@ -57,6 +57,10 @@ def test_the_durability_table_is_the_check():
     table = {row[0].split("`")[0]: row[1] for row in rows("Durability")}
     assert set(table) == set(Durability)
     assert table["local"] == ", ".join(f"`{name} {value}`" for name, value in REQUIRED.items()).strip("`")
+
+
+def test_the_crash_points_are_those_of_the_code():
+    assert dict(rows("Crash points")) == crash.LABELS
 
 
 def test_every_source_file_is_in_the_reading_order():

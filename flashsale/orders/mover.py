@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
+from flashsale.crash import crash_point
 from flashsale.errors import DatabaseError, LedgerGapError, StoreUnavailableError
 from flashsale.orders.database import Database
 from flashsale.orders.fence import Fence
@@ -160,6 +161,8 @@ class Mover:
         for found in deliveries:
             if not found.changes:
                 self._put_off(found.product_id, found.fault)
+        if deliveries:
+            crash_point("after-fetch")
         return await self._move(
             [Portion(found.product_id, found.epoch, found.changes) for found in deliveries if found.changes]
         )
@@ -171,6 +174,8 @@ class Mover:
         try:
             async with self._database.writing() as connection:
                 count = await move(connection, portions)
+                crash_point("before-commit")
+            crash_point("after-commit")
         except (DatabaseError, LedgerGapError) as error:
             if isinstance(error, DatabaseError) and not error.is_final:
                 raise
@@ -179,6 +184,7 @@ class Mover:
             return await self._divide(portions[0], error)
         for portion in portions:
             await self._advance(portion)
+        crash_point("after-note")
         self.moved_count += count
         return count
 
