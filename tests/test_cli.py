@@ -1,4 +1,4 @@
-"""The command line as a user meets it: each command a process of its own, its words, its exit codes."""
+"""The command line as a user meets it: its words, its exit codes; each command a process, but where many are tried."""
 
 import asyncio
 import json
@@ -38,6 +38,7 @@ from flashsale.domain.requests import (
 from flashsale.launch import ServerProcess
 from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
+from tests.command_line import Result, call_here
 
 PATIENCE_S = 30.0
 COMMANDS = (
@@ -45,7 +46,6 @@ COMMANDS = (
     "audit", "watch", "demo", "completion",
 )  # fmt: skip
 
-Result = subprocess.CompletedProcess[str]
 Argument = str | bytes
 
 
@@ -77,11 +77,8 @@ def run(*arguments: Argument, **settings: str) -> Result:
 
 
 def run_all(calls: Sequence[Sequence[Argument]], **settings: str) -> list[Result]:
-    """Run calls that do not depend on each other, a few at a time."""
-    results: list[Result] = []
-    for first in range(0, len(calls), 4):
-        results += map(finish, [start(*call, **settings) for call in calls[first : first + 4]])
-    return results
+    """Run many calls, in this process."""
+    return [call_here(arguments, environment(**settings)) for arguments in calls]
 
 
 def said(result: Result) -> str:
@@ -273,6 +270,15 @@ def test_what_is_not_a_command_or_an_option_is_wrong_usage(home: Path, empty_hom
     ]
     for call, result in zip(calls, run_all(calls), strict=True):
         assert refused(result, 2), call
+
+
+def test_a_command_imports_no_database(home: Path) -> None:
+    """It would take two thirds of the time of each of them."""
+    words = f"sys.argv = ['flashsale', 'products', '--home', {str(home)!r}]"
+    end = "atexit.register(lambda: print('sqlalchemy' in sys.modules))"
+    code = f"import atexit, sys; from flashsale import cli; {words}; {end}; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_help_version_and_completion(home: Path) -> None:

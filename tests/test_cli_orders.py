@@ -1,4 +1,7 @@
-"""The commands about orders as a user meets them: each a process of its own, its words, its exit codes."""
+"""The commands about orders as a user meets them: their words, their exit codes.
+
+Most run in this process: the entry point does the same there, and importing the database library anew takes longest.
+"""
 
 import asyncio
 import csv
@@ -19,6 +22,7 @@ from flashsale.domain.sale import Change, Kind
 from flashsale.orders.database import Database, database_url
 from flashsale.orders.moving import Portion, bury, move
 from flashsale.store.embedded import EmbeddedStore
+from tests.command_line import Result, call_here
 
 PATIENCE_S = 30.0
 AT_MS = 1_900_000_000_123
@@ -29,8 +33,6 @@ COLUMNS = (
     "refund_version,remaining"
 )
 
-Result = subprocess.CompletedProcess[str]
-
 
 def environment(**more: str) -> dict[str, str]:
     ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL", "_FLASHSALE")
@@ -38,15 +40,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(*arguments: str | Path, **settings: str) -> Result:
-    return subprocess.run(
-        [sys.executable, "-m", "flashsale", *map(str, arguments)],
-        env=environment(**settings),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    return call_here([str(argument) for argument in arguments], environment(**settings))
 
 
 def said(result: Result) -> str:
@@ -108,6 +102,12 @@ def home(module_home: Path) -> Path:
 
 
 # orders
+
+
+def test_orders_is_a_command_of_its_own(home: Path) -> None:
+    command = [sys.executable, "-m", "flashsale", "orders", "p", "--home", str(home)]
+    done = subprocess.run(command, env=environment(), capture_output=True, encoding="utf-8", check=True)
+    assert (done.stdout, done.stderr) == (said(run("orders", "p", "--home", home)), "")
 
 
 def test_orders_lists_those_of_all_products_by_time(home: Path) -> None:

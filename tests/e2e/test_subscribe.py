@@ -336,7 +336,7 @@ def read_to_the_end(it: socket.socket) -> bytes:
 def test_slow_subscribers_are_told_why_they_are_dropped_and_cost_nothing(
     start_server: Callable[..., ServerProcess], connect: Connect, sale: str
 ) -> None:
-    server = start_server(FLASHSALE_WRITE_TIMEOUT_S="8")  # and so they have from second 8 to 16 to hear of it
+    server = start_server(FLASHSALE_WRITE_TIMEOUT_S="6")  # and so they have from second 6 to 12 to hear of it
     with connect(server.port) as wire, connect(server.port) as buyer:
         subscribe(wire, sale)
         slow = []
@@ -361,7 +361,7 @@ def test_slow_subscribers_are_told_why_they_are_dropped_and_cost_nothing(
         assert versions(heard) == list(range(1, 15_002))
         grown = memory_of(server.pid) - before
         assert grown < 48 << 20, f"{grown >> 20} MiB for 30 who are owed 10 MiB each"
-        time.sleep(max(0.0, blocked_at + 11 - time.monotonic()))
+        time.sleep(max(0.0, blocked_at + 8 - time.monotonic()))
         with ThreadPoolExecutor(len(slow)) as readers:
             received = list(readers.map(read_to_the_end, slow))
         for data in received:

@@ -81,6 +81,7 @@ async def test_a_product_never_seen_before_is_in_the_tables_within_a_second(shop
     assert min(times) < PROMPT_S
 
 
+@pytest.mark.usefixtures("no_pauses")
 async def test_a_sale_whose_stock_was_set_by_hand_is_moved_with_its_first_order(shop: Shop) -> None:
     await shop.redis.set("product:p:stock", 40)
     await shop.redis.lpush("product:p:buyers", "early", "earlier")
@@ -92,6 +93,7 @@ async def test_a_sale_whose_stock_was_set_by_hand_is_moved_with_its_first_order(
     assert [row["order_id"] for row in found["orders"]] == [order_id]
 
 
+@pytest.mark.usefixtures("no_pauses")
 async def test_more_products_than_one_reading_takes_all_get_their_turn(shop: Shop) -> None:
     names = [f"p{number:03}" for number in range(300)]
     await shop.redis.mset({f"product:{name}:stock": 5 for name in names})
@@ -108,6 +110,7 @@ async def has_products(shop: Shop, number: int) -> bool:
     return len((await plain.read(shop.database))["products"]) == number
 
 
+@pytest.mark.usefixtures("no_pauses")
 async def test_two_movers_at_once_and_nothing_is_doubled_or_lost(shop: Shop) -> None:
     other = Database(database_url(shop.url, Path()))
     order_ids: list[str] = []
@@ -128,6 +131,7 @@ async def test_two_movers_at_once_and_nothing_is_doubled_or_lost(shop: Shop) -> 
 # What goes away comes back
 
 
+@pytest.mark.usefixtures("no_pauses")
 async def test_the_store_dies_and_comes_back_and_the_orders_go_on(shop: Shop) -> None:
     await shop.open("p")
 
@@ -201,6 +205,7 @@ async def test_a_database_that_is_locked_for_a_while_is_waited_for(shop: Shop) -
     assert await shop.is_moved("p")
 
 
+@pytest.mark.usefixtures("no_pauses")
 async def test_a_note_that_the_store_does_not_take_hinders_nothing(shop: Shop) -> None:
     await shop.open("p")
     await shop.buy("p", "a")
@@ -249,6 +254,7 @@ async def test_a_mover_that_is_cancelled_ends_whatever_it_is_doing(shop: Shop, d
 # A product anew
 
 
+@pytest.mark.usefixtures("no_pauses")
 async def test_a_product_reset_and_opened_anew_while_it_is_moved_keeps_the_orders_of_before(shop: Shop) -> None:
     order_ids: list[str] = []
     async with shop.moving():
@@ -302,6 +308,7 @@ async def test_a_product_that_is_deleted_stays_in_the_tables(shop: Shop) -> None
     ],
     ids=["no time", "no epoch", "no JSON", "no such kind", "no number"],
 )
+@pytest.mark.usefixtures("no_pauses")
 async def test_a_message_that_cannot_be_read_blocks_only_its_own_product(shop: Shop, fields: Any) -> None:
     await shop.open("bad")
     await shop.open("good")
@@ -349,6 +356,7 @@ async def test_a_change_that_nobody_can_have_made_blocks_only_its_own_product(sh
     assert found["holds"] == []
 
 
+@pytest.mark.usefixtures("no_pauses")
 async def test_a_gap_in_a_ledger_blocks_only_its_own_product(shop: Shop) -> None:
     for name in ("p", "q"):
         await shop.open(name)
@@ -368,6 +376,7 @@ async def has_version(shop: Shop, product_id: str, version: int) -> bool:
 
 
 @pytest.mark.parametrize("part", ["orders", "sale"])
+@pytest.mark.usefixtures("no_pauses")
 async def test_a_key_of_another_type_blocks_only_its_own_product(shop: Shop, part: str) -> None:
     for name in ("p", "q"):
         await shop.open(name)
