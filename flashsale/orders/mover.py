@@ -1,62 +1,35 @@
 """Moves what happens in the ledgers into the database, for as long as it runs.
 
-Any number may run: the row of a product is the lock, and says what is new. Whatever fails is tried again, in order, so
-that no change overtakes another of its product; a change that the database will not take goes to the dead letters after
-some tries, and blocks nobody.
+Any number may run: the row of a product is the lock, and says what is new. A change that the database will not take
+goes to the dead letters after some tries, and blocks nobody.
 """
 
-import asyncio
 import logging
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from flashsale.crash import crash_point
-from flashsale.errors import DatabaseError, LedgerGapError, StoreUnavailableError
+from flashsale.errors import DatabaseError, LedgerGapError
+from flashsale.orders.carrier import Carrier, Outbox
 from flashsale.orders.database import Database
 from flashsale.orders.fence import Fence
 from flashsale.orders.moving import Portion, bury, move, positions
-from flashsale.store.outbox import Delivery
 
 TRIES_MAX = 5
 """Of a change that the database does not take, before it goes to the dead letters."""
-_WAIT_S = 0.5
-"""For changes, between two looks at which products there are."""
-_PAUSE_S, _PAUSE_MAX_S = 0.1, 2.0
-"""After a failure of the store or the database, growing."""
-_PUT_OFF_S = 0.5
-"""Until a product is tried again whose next change was not taken."""
-
 _TRIMMED_TOGETHER_COUNT = 64
 """Products whose ledgers are trimmed after a look."""
 
 _log = logging.getLogger(__name__)
 
 
-class Outbox(Protocol):
-    """The ledgers of all products; see flashsale.store.outbox. Its calls raise StoreUnavailableError."""
+class Mover(Carrier):
+    """One mover; `run` it once.
 
-    async def epochs(self) -> dict[str, str]:
-        """Return the sale that each product has at present."""
-        ...
-
-    async def read(self, positions: dict[str, int], wait_s: float) -> list[Delivery]:
-        """Return what follows these versions, or a part of it."""
-        ...
-
-    async def note(self, product_id: str, epoch: str, version: int) -> None:
-        """Note up to where a sale is in the database."""
-        ...
-
-    async def trim(self, product_ids: Iterable[str]) -> None:
-        """Forget what need not be kept of these ledgers."""
-        ...
-
-
-class Mover:
-    """One mover; `run` it once."""
+    To cancel it is for when its end takes too long: a connection cancelled in a transaction may keep its locks, and
+    SQLite's its thread.
+    """
 
     def __init__(
         self,
@@ -74,70 +47,25 @@ class Mover:
             fence: what keeps a store from selling that went backwards.
             revive: called when the store cannot be reached: it may start it again.
         """
-        self._fence = fence
-        self._outbox = outbox
+        super().__init__(outbox, revive)
         self._database = database
-        self._revive = revive
-        self._positions: dict[str, tuple[str, int]] = {}  # as far as is known; another mover may be ahead
-        self._tries: Counter[tuple[str, int]] = Counter()
-        self._troubles: dict[str, str] = {}  # products whose next change cannot be moved, and why
-        self._again_at: dict[str, float] = {}  # when they are tried again
+        self._fence = fence
         self._trimmed_last = ""  # the product with which the last trimming ended, in the order of names
-        self._ending = asyncio.Event()
-        self.moved_count = 0
-        """Changes moved."""
+        self._tries: Counter[tuple[str, int]] = Counter()
 
-    def end(self) -> None:
-        """Have `run` return once what it is moving is in the tables.
+    async def _prepare(self) -> None:
+        await self._database.upgrade()
 
-        To cancel it is for when that takes too long: a connection cancelled in a transaction may keep its locks,
-        and SQLite's its thread.
-        """
-        self._ending.set()
-
-    async def run(self) -> None:
-        """Move until told to end; troubles are waited out."""
-        pause_s, trouble, looked_at, upgraded = _PAUSE_S, "", float("-inf"), False
-        myself = asyncio.current_task()
-        while not self._ending.is_set():
-            if myself is not None and myself.cancelling():
-                raise asyncio.CancelledError  # once more: a driver that is rolling back may keep it to itself
-            try:
-                if not upgraded:
-                    await self._database.upgrade()
-                    upgraded = True
-                now = asyncio.get_running_loop().time()
-                if now - looked_at >= _WAIT_S:
-                    if self._fence is not None:
-                        await self._fence.check()
-                    await self.look()
-                    await self.trim()
-                    looked_at = now
-                await self.step(_WAIT_S)
-                if trouble:
-                    _log.info("orders are moved again")
-                pause_s, trouble = _PAUSE_S, ""
-            except (DatabaseError, StoreUnavailableError) as error:
-                if str(error) != trouble:
-                    _log.warning("orders are not moved: %s", error)
-                pause_s, trouble, looked_at = min(2 * pause_s, _PAUSE_MAX_S), str(error), float("-inf")
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._ending.wait(), pause_s)
-                if isinstance(error, StoreUnavailableError) and self._revive is not None and not self._ending.is_set():
-                    with suppress(StoreUnavailableError):
-                        await self._revive()
+    async def _known(self, epochs: Mapping[str, str]) -> dict[str, tuple[str, int]]:
+        async with self._database.reading() as connection:
+            return await positions(connection)
 
     async def look(self) -> None:
-        """Learn which products there are, and how far each is."""
-        epochs = await self._outbox.epochs()
-        async with self._database.reading() as connection:
-            known = await positions(connection)
-        self._positions = {
-            name: known[name] if known.get(name, ("", 0))[0] == epoch else (epoch, 0) for name, epoch in epochs.items()
-        }
-        for told in (self._troubles, self._again_at):
-            for name in told.keys() - epochs.keys():
-                del told[name]
+        """Learn which products there are, and how far each is; freeze and trim what is to be."""
+        if self._fence is not None:
+            await self._fence.check()
+        await super().look()
+        await self.trim()
 
     async def trim(self) -> None:
         """Trim the ledgers of some products, by turns."""
@@ -148,26 +76,7 @@ class Mover:
             await self._outbox.trim(some)
             self._trimmed_last = some[-1]
 
-    async def step(self, wait_s: float) -> int:
-        """Move what there is, or what comes within so many seconds; return how many changes that were."""
-        now = asyncio.get_running_loop().time()
-        wanted = {
-            name: version for name, (_, version) in self._positions.items() if self._again_at.get(name, now) <= now
-        }
-        if not wanted:
-            await asyncio.sleep(wait_s)
-            return 0
-        deliveries = await self._outbox.read(wanted, wait_s)
-        for found in deliveries:
-            if not found.changes:
-                self._put_off(found.product_id, found.fault)
-        if deliveries:
-            crash_point("after-fetch")
-        return await self._move(
-            [Portion(found.product_id, found.epoch, found.changes) for found in deliveries if found.changes]
-        )
-
-    async def _move(self, portions: Sequence[Portion]) -> int:
+    async def _carry(self, portions: Sequence[Portion]) -> int:
         """Move portions in one transaction, or each by itself if one of them is not taken."""
         if not portions:
             return 0
@@ -180,7 +89,7 @@ class Mover:
             if isinstance(error, DatabaseError) and not error.is_final:
                 raise
             if len(portions) > 1:
-                return sum([await self._move([portion]) for portion in portions])
+                return sum([await self._carry([portion]) for portion in portions])
             return await self._divide(portions[0], error)
         for portion in portions:
             await self._advance(portion)
@@ -198,7 +107,7 @@ class Mover:
             return await self._bury(portion, str(error))
         middle, count = len(changes) // 2, 0
         for half in (changes[:middle], changes[middle:]):
-            count += await self._move([Portion(portion.product_id, portion.epoch, half)])
+            count += await self._carry([Portion(portion.product_id, portion.epoch, half)])
             if self._positions[portion.product_id] != (portion.epoch, half[-1].version):
                 break
         return count
@@ -223,17 +132,3 @@ class Mover:
         _log.error("version %d of product '%s' is a dead letter: %s", change.version, portion.product_id, reason)
         await self._advance(portion)
         return 1
-
-    async def _advance(self, portion: Portion) -> None:
-        version = portion.changes[-1].version
-        self._positions[portion.product_id] = portion.epoch, version
-        self._troubles.pop(portion.product_id, None)
-        with suppress(StoreUnavailableError):  # it may be full, or read-only: what is there is moved all the same
-            await self._outbox.note(portion.product_id, portion.epoch, version)
-
-    def _put_off(self, product_id: str, why: str) -> None:
-        """Leave a product alone for a while."""
-        if self._troubles.get(product_id) != why:
-            _log.warning("orders of product '%s' are not moved: %s", product_id, why)
-        self._troubles[product_id] = why
-        self._again_at[product_id] = asyncio.get_running_loop().time() + _PUT_OFF_S

@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from flashsale.domain.answers import Held, Success
 from flashsale.domain.requests import Cancel, Confirm, Purchase, Refund, Reserve
 from flashsale.errors import DatabaseError, StoreUnavailableError
+from flashsale.orders import carrier, reports
 from flashsale.orders import mover as moving
-from flashsale.orders import reports
 from flashsale.orders.database import Database, database_url
 from flashsale.store.admin import Admin
 from flashsale.store.outbox import RedisOutbox
@@ -29,8 +29,8 @@ PROMPT_S = 1.0  # from the first sale of a new product to its row
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is put off is put off for a moment, and waited for no longer."""
-    monkeypatch.setattr(moving, "_WAIT_S", 0.05)
-    monkeypatch.setattr(moving, "_PUT_OFF_S", 0.02)
+    monkeypatch.setattr(carrier, "_WAIT_S", 0.05)
+    monkeypatch.setattr(carrier, "_PUT_OFF_S", 0.02)
 
 
 # Moving
