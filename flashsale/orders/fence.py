@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flashsale.domain.sale import Standing
 from flashsale.orders.database import Database
 from flashsale.orders.moving import positions
-from flashsale.orders.tables import holds, orders, stores
+from flashsale.orders.tables import past_sales, stores
 
 _TIMEOUT_S = 1.0
 
@@ -55,8 +54,8 @@ class Fence:
         self._writes = writes
         self._sales = sales
         self._database = database
+        self._has_tables = False
         self._checking: asyncio.Task[list[str]] | None = None
-        self._newer: set[tuple[str, str]] = set()  # sales by their epochs that began after what the tables know
 
     async def check(self) -> list[str]:
         """Freeze what must not be sold; return those products.
@@ -65,20 +64,28 @@ class Fence:
             DatabaseError: it cannot be compared with the database.
             StoreUnavailableError: the store cannot be reached.
         """
-        if not await self._database.has_table(stores.name):
+        if not self._has_tables:
+            self._has_tables = await self._database.has_table(stores.name)
+        if not self._has_tables:
             return []
-        name = await self._sales.store_name()
+        store = await self._sales.store_name()
         # as of one instant: what it says of earlier sales must not be newer than what it says of the last one
         async with self._database.reading(one_instant=True) as connection:
             known = await positions(connection)
             names = set(await connection.scalars(sa.select(stores.c.store_id)))
             standings = dict(zip(known, await self._sales.standings(list(known)), strict=True))
-            is_lost = bool(names) and name not in names
-            behind = [
-                product_id
-                for product_id, standing in standings.items()
-                if await self._is_behind(connection, product_id, standing, *known[product_id], is_lost=is_lost)
-            ]
+            is_lost = bool(names) and store not in names
+            others = [name for name, at in standings.items() if at.epoch and at.epoch != known[name][0]]
+            query = sa.select(past_sales).where(past_sales.c.product_id.in_(others))
+            past = {tuple(row) for row in await connection.execute(query)} if others else set()
+        behind = [
+            name
+            for name, at in standings.items()
+            if (name, at.epoch) in past
+            or (at.epoch == known[name][0] and at.version < known[name][1])
+            # else it was reset; a stock that was set by hand is a new sale
+            or (is_lost and not at.epoch and not at.exists)
+        ]
         frozen = [
             product_id
             for product_id in behind
@@ -92,9 +99,9 @@ class Fence:
                 standings[product_id].version,
                 known[product_id][1],
             )
-        if self._writes and name and name not in names:
+        if self._writes and store and store not in names:
             async with self._database.writing() as connection:
-                await connection.execute(sa.insert(stores).values(store_id=name))
+                await connection.execute(sa.insert(stores).values(store_id=store))
         return frozen
 
     async def check_soon(self) -> None:
@@ -115,28 +122,3 @@ class Fence:
         """Wait for a check that is on its way; it is not cancelled, in the middle of a transaction."""
         if self._checking is not None:
             await asyncio.wait({self._checking}, timeout=_TIMEOUT_S)
-
-    async def _is_behind(
-        self,
-        connection: AsyncConnection,
-        product_id: str,
-        standing: Standing,
-        epoch: str,
-        version: int,
-        *,
-        is_lost: bool,
-    ) -> bool:
-        if not standing.epoch:  # it was reset, unless the whole store was lost; a stock set by hand is a new sale
-            return is_lost and not standing.exists
-        if standing.epoch == epoch:
-            return standing.version < version
-        sale = product_id, standing.epoch
-        if sale in self._newer:
-            return False
-        # another sale than the last one in the tables: an earlier one, if they know it
-        for table in (orders, holds):
-            query = sa.select(table.c.version).where(table.c.product_id == product_id, table.c.epoch == standing.epoch)
-            if (await connection.execute(query.limit(1))).first() is not None:
-                return True
-        self._newer.add(sale)
-        return False

@@ -1,7 +1,8 @@
 """How changes of a ledger become rows: worked out in memory, then written in one transaction.
 
 What makes it exactly once: the row of a product says up to which version its changes are in the tables, and moves on in
-the transaction that writes them. A change that comes again is below it, one that comes too early leaves a gap.
+the transaction that writes them. A change that comes again is below it, one that comes too early leaves a gap. Of a
+sale whose product was opened anew nothing is taken any more: it may be told again by whoever was late.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from flashsale.domain.counters import Counters
 from flashsale.domain.ids import OrderRef, make_order_id
 from flashsale.domain.sale import Change, Kind
 from flashsale.errors import LedgerGapError
-from flashsale.orders.tables import dead_letters, holds, orders, products
+from flashsale.orders.tables import dead_letters, holds, orders, past_sales, products
 
 _ROW_COUNT_MAX = 2_000
 """In one statement."""
@@ -115,23 +116,40 @@ async def move(connection: AsyncConnection, portions: Sequence[Portion]) -> int:
     Raises:
         LedgerGapError: what comes before a portion is not in the tables.
     """
-    known = await positions(connection, [portion.product_id for portion in portions])
+    known = await _lock(connection, portions)
     count = 0
     new_orders: list[dict[str, Any]] = []
     new_holds: list[dict[str, Any]] = []
     for portion in sorted(portions, key=lambda portion: portion.product_id):  # two movers wait, but not for each other
-        changes = _unseen(portion, *known.get(portion.product_id, ("", 0)))
+        if portion.product_id not in known:
+            continue
+        epoch, version = known[portion.product_id]
+        changes = _unseen(portion, epoch, version)
         if not changes:
             continue
         count += len(changes)
         rows = _work_out(portion, changes)
-        await _write_product(connection, portion, changes, rows, is_known=portion.product_id in known)
+        await _write_product(connection, portion, changes, rows, epoch)
         await _write_updates(connection, portion, rows)
         new_orders += rows.orders.values()
         new_holds += rows.holds.values()
     await _insert(connection, orders, new_orders)
     await _insert(connection, holds, new_holds)
     return count
+
+
+async def _lock(connection: AsyncConnection, portions: Sequence[Portion]) -> dict[str, tuple[str, int]]:
+    """Return the positions of these products, ("", 0) for new ones; without those whose portion is of a past sale."""
+    found = await positions(connection, [portion.product_id for portion in portions])
+    known = {portion.product_id: found.get(portion.product_id, ("", 0)) for portion in portions}
+    others = {portion.product_id: portion.epoch for portion in portions if portion.product_id in found}
+    others = {name: epoch for name, epoch in others.items() if epoch != found[name][0]}
+    if others:  # seldom: a product was opened anew, or somebody was late
+        query = sa.select(past_sales).where(past_sales.c.product_id.in_(list(others)))
+        for name, epoch in await connection.execute(query):
+            if others[name] == epoch:
+                del known[name]
+    return known
 
 
 async def _insert(connection: AsyncConnection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
@@ -168,11 +186,11 @@ async def write_row(connection: AsyncConnection, portion: Portion, later: Mappin
 async def bury(connection: AsyncConnection, portion: Portion, reason: str) -> None:
     """Count a change, but put it to the dead letters instead of into a row of its own."""
     [change] = portion.changes
-    known = await positions(connection, [portion.product_id])
-    if not _unseen(portion, *known.get(portion.product_id, ("", 0))):
+    known = await _lock(connection, [portion])
+    if portion.product_id not in known or not _unseen(portion, *known[portion.product_id]):
         return
     rows = _work_out(portion, portion.changes)
-    await _write_product(connection, portion, portion.changes, rows, is_known=portion.product_id in known)
+    await _write_product(connection, portion, portion.changes, rows, known[portion.product_id][0])
     letter = {
         "product_id": portion.product_id,
         "epoch": portion.epoch,
@@ -210,8 +228,9 @@ def _work_out(portion: Portion, changes: Sequence[Change]) -> _Rows:
 
 
 async def _write_product(
-    connection: AsyncConnection, portion: Portion, changes: Sequence[Change], rows: _Rows, *, is_known: bool
+    connection: AsyncConnection, portion: Portion, changes: Sequence[Change], rows: _Rows, known_epoch: str
 ) -> None:
+    """Move a product on, which stands in the table with another sale, with this one, or not at all ("")."""
     first, last = changes[0], changes[-1]
     sums = rows.counters
     moved = {"version": last.version, "changed_at": last.at_ms} | ({"state": sums.state} if sums.state else {})
@@ -229,7 +248,9 @@ async def _write_product(
         "terms": None if first.terms is None else msgspec.json.encode(first.terms).decode(),
     }
     begun = opened | counted | moved
-    if is_known:
+    if known_epoch:
+        past = {"product_id": portion.product_id, "epoch": known_epoch}
+        await connection.execute(sa.insert(past_sales), [past])
         await connection.execute(sa.update(products).where(is_it).values(begun))
     else:
         await connection.execute(sa.insert(products).values(begun | {"product_id": portion.product_id}))

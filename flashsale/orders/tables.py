@@ -150,6 +150,13 @@ holds = Table(
     Index(None, "user_id"),
 )
 
+past_sales = Table(
+    "past_sales",  # whose product was opened anew: what is told of them again is nothing new
+    metadata,
+    Column("product_id", Name(ID_SIZE_MAX), primary_key=True),
+    Column("epoch", Name(8), primary_key=True),
+)
+
 dead_letters = Table(
     "dead_letters",
     metadata,

@@ -164,6 +164,7 @@ async def test_a_store_that_was_set_back_is_frozen_and_rebuilt(shop: Shop, admin
     await moved(shop, fence)
     await set_back(shop, "p", copy)
     assert await fence.check() == ["p"]
+    assert await fence.check() == []  # told once
     await assert_frozen(shop, "p")
     with pytest.raises(RefusedError, match="rebuild it with flashsale recover"):
         await admin.repair("p")

@@ -32,7 +32,7 @@ from flashsale.domain.sale import PLAIN, Change, Kind, Terms
 from flashsale.errors import DatabaseError, LedgerGapError
 from flashsale.memory import MemoryEngine
 from flashsale.orders.database import Database, database_url
-from flashsale.orders.moving import Portion, move
+from flashsale.orders.moving import Portion, bury, move
 from flashsale.orders.tables import orders, products
 from tests.orders import plain
 
@@ -292,6 +292,25 @@ async def test_a_product_opened_anew_begins_anew_and_keeps_the_orders_of_before(
 
 
 # Several movers
+
+
+async def test_a_past_sale_that_is_told_again_changes_nothing(database: Database) -> None:
+    before = everything("p", by_hand=False)
+    after = [change for change in before if change.version <= 4]  # of a product that was deleted in between
+    await moved(database, Portion("p", EPOCH, before))
+    await moved(database, Portion("p", NEXT_EPOCH, after[:2]))
+    expected = plain.together(plain.fold("p", EPOCH, before), plain.fold("p", NEXT_EPOCH, after[:2]))
+    for again in (before, before[3:], before[:1]):
+        assert await moved(database, Portion("p", EPOCH, again)) == 0
+        async with database.writing() as connection:
+            await bury(connection, Portion("p", EPOCH, again[:1]), "somebody was late")
+    assert await plain.read(database) == expected
+    assert await plain.read_letters(database) == []
+    assert await moved(database, Portion("q", EPOCH, before), Portion("p", EPOCH, before)) == len(before)
+    assert await moved(database, Portion("p", NEXT_EPOCH, after)) == len(after) - 2
+    assert await plain.read(database, "p") == plain.together(
+        plain.fold("p", EPOCH, before), plain.fold("p", NEXT_EPOCH, after)
+    )
 
 
 async def test_two_movers_at_once_neither_double_nor_lose_anything(database: Database, shared_url: str) -> None:

@@ -2,10 +2,10 @@
 --
 -- KEYS  as in frame.lua
 -- ARGV  1 product id   2 epoch as it was found here, '' for none   3 epoch and 4 version in the database
--- Returns 1 when it is frozen now, 0 when the product is not what was found any more.
+-- Returns 1 when it is frozen now, 0 when it was before, or is not what was found any more.
 
-local sale = redis.call('HMGET', KEYS[4], 'epoch', 'version')
-if (sale[1] or '') ~= ARGV[2] or (not sale[1] and redis.call('EXISTS', KEYS[1]) == 1)
+local sale = redis.call('HMGET', KEYS[4], 'epoch', 'version', 'state')
+if sale[3] == 'frozen' or (sale[1] or '') ~= ARGV[2] or (not sale[1] and redis.call('EXISTS', KEYS[1]) == 1)
     or (sale[1] == ARGV[3] and tonumber(sale[2] or 0) >= tonumber(ARGV[4])) then
   return 0
 end

@@ -1,4 +1,4 @@
-"""What it takes to rebuild a sale: its terms, what was left after each order, which store it was in."""
+"""What it takes to know a sale again, and to rebuild it."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,4 +19,10 @@ def upgrade() -> None:
         "stores",
         sa.Column("store_id", Name(32)),
         sa.PrimaryKeyConstraint("store_id", name="pk_stores"),
+    )
+    op.create_table(
+        "past_sales",
+        sa.Column("product_id", Name(256)),
+        sa.Column("epoch", Name(8)),
+        sa.PrimaryKeyConstraint("product_id", "epoch", name="pk_past_sales"),
     )
