@@ -6,8 +6,8 @@ import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from flashsale import crash, supervisor
 from flashsale.batching import Batcher, Limits
-from flashsale.config import Config, home_directory, split_address
+from flashsale.config import Config, OnReject, home_directory, split_address
 from flashsale.errors import ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
@@ -24,10 +24,14 @@ from flashsale.server import ServerLimits, TcpServer, bind
 from flashsale.store.address import redis_url, shown_url
 from flashsale.store.admin import Admin
 from flashsale.store.calendar import RedisCalendar
+from flashsale.store.durability import Durability
 from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
 from flashsale.store.ledger import RedisLedger
 from flashsale.store.outbox import RedisOutbox
+from flashsale.store.progress import Progress
+from flashsale.store.replicated import ReplicatedEngine
+from flashsale.store.strict import StrictEngine
 from flashsale.store.trimming import Window
 
 if TYPE_CHECKING:  # what is behind it takes longer to import than all else together: where it is not needed, it is not
@@ -130,7 +134,14 @@ async def _move(config: Config, store: Store, database: "Database") -> None:
 
     loop = asyncio.get_running_loop()
     outbox = RedisOutbox(store.url, Window(config.ledger_count, config.ledger_age_s))
-    mover = Mover(outbox, database, fence=Fence(outbox, database, writes=True), revive=store.revive)
+    admin = open_admin(store)
+    mover = Mover(
+        outbox,
+        database,
+        fence=Fence(outbox, database, writes=True),
+        reject=admin.take_back if config.on_reject is OnReject.REFUND else None,
+        revive=store.revive,
+    )
     moving = loop.create_task(mover.run())
 
     def stop() -> None:
@@ -145,6 +156,7 @@ async def _move(config: Config, store: Store, database: "Database") -> None:
         with suppress(asyncio.CancelledError):
             await moving
     finally:
+        await admin.close()
         await outbox.close()
         await database.close()
 
@@ -241,14 +253,31 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
             if stopping.is_set():
                 return
             raise
-    async with _open_fence(config, store) as fence:
-        engine = RedisEngine(
-            store.url,
-            durability=config.durability,
-            compare=fence.check_soon if fence else None,
-            revive=store.revive,
-        )
+    async with _open_fence(config, store) as fence, _open_engine(config, store, fence) as engine:
         await _sell(config, store, engine, listening, ready, stopping)
+
+
+@asynccontextmanager
+async def _open_engine(config: Config, store: Store, fence: "Fence | None") -> AsyncIterator[RedisEngine]:
+    """Give the engine of the durability that was asked for, connected."""
+    options: dict[str, Any] = {
+        "durability": config.durability,
+        "backlog_max": config.backlog_max if config.orders else 0,
+        "compare": fence.check_soon if fence else None,
+        "revive": store.revive,
+    }
+    async with AsyncExitStack() as stack:
+        match config.durability:
+            case Durability.STRICT:
+                progress = await stack.enter_async_context(Progress(store.url))
+                engine: RedisEngine = StrictEngine(store.url, progress, **options)
+            case Durability.REPLICATED:
+                engine = ReplicatedEngine(store.url, config.replicas, **options)
+            case Durability.LOCAL | Durability.RELAXED:
+                engine = RedisEngine(store.url, **options)
+        stack.push_async_callback(engine.close)
+        await engine.open()
+        yield engine
 
 
 async def _sell(
@@ -260,7 +289,6 @@ async def _sell(
     stopping: asyncio.Event,
 ) -> None:
     """Answer buyers until told to stop."""
-    await engine.open()
     batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True))
     feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
     server = TcpServer(batcher.submit, msgspec.convert(config, ServerLimits, from_attributes=True), feed)
@@ -277,6 +305,5 @@ async def _sell(
     sweeping.cancel()
     await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
     await feed.close()
-    await engine.close()
     await calendar.close()
     _log.info("stopped")

@@ -4,6 +4,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ ENVIRONMENT = {
 """Variables with names of their own, the later ones winning; any other setting is FLASHSALE_<NAME>."""
 
 
+class OnReject(StrEnum):
+    """What becomes of an order that the database does not take."""
+
+    KEEP = "keep"
+    """It stands, and is a dead letter until somebody looks after it."""
+    REFUND = "refund"
+    """Its units go back to stock; the dead letter tells of it."""
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting of a server, with its default. Sizes are in bytes, times in seconds."""
 
@@ -49,6 +59,12 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """For how long a ledger keeps a change although it is in the database."""
     durability: Durability = Durability.LOCAL
     """What a confirmed sale survives."""
+    replicas: int = 1
+    """How many must have a sale before it is confirmed; of `replicated`."""
+    backlog_max: int = 1_000_000
+    """Changes of a product that may wait for the database."""
+    on_reject: OnReject = OnReject.KEEP
+    """What becomes of an order that the database does not take."""
     payload_size_max: int = ServerLimits().payload_size_max
     connection_count_max: int = ServerLimits().connection_count_max
     in_flight_count_max: int = ServerLimits().in_flight_count_max
@@ -67,6 +83,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 _RANGES: dict[str, tuple[float, float]] = {
     "workers": (1, 64),
+    "replicas": (1, 64),
+    "backlog_max": (1, 2**40),
     "ledger_count": (0, 2**40),
     "ledger_age_s": (0, 2**31),
     "payload_size_max": (64, PAYLOAD_SIZE_MAX),

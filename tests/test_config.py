@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from flashsale.batching import Limits
-from flashsale.config import Config, home_directory, load_config, split_address
+from flashsale.config import Config, OnReject, home_directory, load_config, split_address
 from flashsale.errors import ConfigError
 from flashsale.server import ServerLimits
 from flashsale.store.durability import Durability
@@ -46,8 +46,9 @@ def test_later_sources_win(tmp_path: Path) -> None:
 def test_each_setting_has_its_variable_and_its_key_in_the_file(tmp_path: Path, name: str) -> None:
     default = getattr(Config(), name)
     of_type = {str: "x", int: 2_000, float: 5.5, bool: False, type(None): "redis://x", Durability: "relaxed"}
+    of_type[OnReject] = "refund"
     value = of_type[type(default)]
-    value = 2 if name == "workers" else value
+    value = 2 if name in {"workers", "replicas"} else value
     text = json.dumps(value)
     assert getattr(load_config(write(tmp_path, f"{name} = {text}\n"), {}), name) == value
     assert getattr(load_config(environment={f"FLASHSALE_{name.upper()}": str(value)}), name) == value
@@ -94,7 +95,8 @@ def test_empty_flag_or_key_of_the_file_is_refused_and_named(tmp_path: Path, name
         ("idle_timeout_s", "inf"),
         ("queue_count_max", "-1"),
         ("drain_timeout_s", "61"),
-        ("durability", "strict"),
+        ("durability", "eternal"),
+        ("on_reject", "scold"),
         ("batch_count_max", "10001"),
     ],
 )

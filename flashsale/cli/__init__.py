@@ -15,7 +15,7 @@ from click.shell_completion import get_completion_class
 from flashsale import __version__, app, demo
 from flashsale.cli.audit import audit, recover
 from flashsale.cli.look import buyers, holds, products, status, watch
-from flashsale.cli.options import database_option, store_options
+from flashsale.cli.options import database_option, on_reject_option, store_options
 from flashsale.cli.orders import db, export, orders, worker
 from flashsale.cli.sale import close, init, pause, refund, reset, restock, resume
 from flashsale.config import Config, load_config
@@ -45,6 +45,9 @@ def cli() -> None:
     type=click.Choice([level.value for level in Durability]),
     help="What a confirmed sale must survive; 'relaxed' takes a store that may lose some.  [default: local]",
 )
+@click.option("--replicas", type=int, help="How many must have a sale, with --durability replicated.  [default: 1]")
+@click.option("--backlog-max", type=int, help="Changes of a product that may wait for the database.")
+@on_reject_option
 @click.option("--orders/--no-orders", default=None, help="Move orders into the database.  [default: orders]")
 @database_option
 @store_options

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from flashsale import app
-from flashsale.config import Config, load_config
+from flashsale.config import Config, OnReject, load_config
 from flashsale.domain.bounds import STOCK_MAX
 from flashsale.domain.ids import check_product_id, parse_order_id
 from flashsale.errors import InvalidValueError
@@ -65,6 +65,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON a
 product_argument = click.argument("product_id", metavar="ID", type=PRODUCT_ID)
 
 
+_SERVER_OPTIONS = ("listen", "workers", "durability", "replicas", "database", "orders", "backlog_max", "on_reject")
+
+
 def store_options(command: Callable[..., T]) -> Callable[..., T]:
     """Add the options that say where the store is; the command gets a Config first."""
 
@@ -79,13 +82,18 @@ def store_options(command: Callable[..., T]) -> Callable[..., T]:
     @wraps(command)
     def with_config(*args: Any, config_path: Path | None, home: str | None, redis: str | None, **rest: Any) -> T:
         flags = {"home": home, "redis": redis}
-        for name in ("listen", "workers", "durability", "database", "orders"):
+        for name in _SERVER_OPTIONS:
             flags[name] = rest.pop(name, None)
         return command(load_config(config_path, os.environ, flags), *args, **rest)
 
     return with_config
 
 
+on_reject_option = click.option(
+    "--on-reject",
+    type=click.Choice([choice.value for choice in OnReject]),
+    help="What becomes of an order that the database does not take.  [default: keep]",
+)
 database_option = click.option(
     "--database", help="Of the orders: a URL.  [default: orders.db in the home directory]  [env: DATABASE_URL]"
 )

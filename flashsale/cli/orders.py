@@ -16,6 +16,7 @@ from flashsale.cli.options import (
     PRODUCT_ID,
     database_option,
     json_option,
+    on_reject_option,
     print_json,
     print_table,
     printable,
@@ -155,6 +156,7 @@ def upgrade(config: Config) -> None:
 
 
 @click.command()
+@on_reject_option
 @database_option
 @store_options
 def worker(config: Config) -> None:

@@ -1,5 +1,6 @@
 """What is answered. Names of fields and tags are those on the wire (protocol.md): the codecs need no table."""
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -168,6 +169,14 @@ Answer: TypeAlias = (
     | Unknown
     | Failed
 )
+
+
+def last_version(answers: Iterable[Answer]) -> int:
+    """Return the version of the last change that these answers tell of as done; 0 when they tell of none."""
+    return max(
+        (answer.version for answer in answers if isinstance(answer, Success | Held | Cancelled | Changed)), default=0
+    )
+
 
 SOLD_OUT = SoldOut()
 BUSY = Busy()

@@ -1,6 +1,5 @@
 """The database of the orders: where it is, how it is opened and migrated, and what its errors mean."""
 
-import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -33,8 +32,6 @@ _LOCK_KEY = 0x666C617368
 """Of PostgreSQL, held while tables are made."""
 _LOCK_NAME = "flashsale_migrations"
 """Of MySQL."""
-logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("asyncmy").setLevel(logging.ERROR)  # it warns of each primary key that it has a name
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "postgres": "postgresql+asyncpg",

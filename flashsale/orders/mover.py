@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from flashsale.crash import crash_point
-from flashsale.errors import DatabaseError, LedgerGapError
+from flashsale.domain.ids import OrderRef, make_order_id
+from flashsale.domain.sale import Kind
+from flashsale.errors import DatabaseError, LedgerGapError, OutcomeUnknownError, StoreUnavailableError
 from flashsale.orders.carrier import Carrier, Outbox
 from flashsale.orders.database import Database
 from flashsale.orders.fence import Fence
@@ -37,6 +39,7 @@ class Mover(Carrier):
         database: Database,
         *,
         fence: Fence | None = None,
+        reject: Callable[[str], Awaitable[None]] | None = None,
         revive: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Move from there to there.
@@ -45,11 +48,13 @@ class Mover(Carrier):
             outbox: the ledgers.
             database: its tables are made first, if they are not there.
             fence: what keeps a store from selling that went backwards.
+            reject: called with the id of an order that the database does not take, before it becomes a dead letter.
             revive: called when the store cannot be reached: it may start it again.
         """
         super().__init__(outbox, revive)
         self._database = database
         self._fence = fence
+        self._reject = reject
         self._trimmed_last = ""  # the product with which the last trimming ended, in the order of names
         self._tries: Counter[tuple[str, int]] = Counter()
 
@@ -120,6 +125,13 @@ class Mover(Carrier):
         if self._tries[tried] < TRIES_MAX:
             self._put_off(portion.product_id, reason)
             return 0
+        if self._reject is not None and change.kind in {Kind.SOLD, Kind.CONFIRMED}:
+            ref = OrderRef(portion.product_id, portion.epoch, change.version, change.at_ms)
+            try:
+                await self._reject(make_order_id(ref))
+            except (StoreUnavailableError, OutcomeUnknownError) as error:
+                self._put_off(portion.product_id, str(error))
+                return 0
         try:
             async with self._database.writing() as connection:
                 await bury(connection, portion, reason)

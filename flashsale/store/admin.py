@@ -4,7 +4,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -16,7 +16,7 @@ from flashsale.domain.answers import NOT_FOUND, Answer, Changed, Failed, Product
 from flashsale.domain.batches import Batch, Defective, NotExecuted
 from flashsale.domain.events import Event
 from flashsale.domain.ids import make_code
-from flashsale.domain.requests import GetStatus, OperatorRequest, Request
+from flashsale.domain.requests import GetStatus, OperatorRequest, Refund, Request
 from flashsale.domain.sale import PLAIN, Terms
 from flashsale.errors import (
     OutcomeUnknownError,
@@ -70,6 +70,10 @@ class Admin:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Close the connections."""
+        await self.close()
+
+    async def close(self) -> None:
         """Close the connections."""
         if self._engine is not None:
             await self._engine.close()
@@ -152,6 +156,11 @@ class Admin:
             return answer
         assert isinstance(answer, Failed)
         raise RefusedError(answer.error)
+
+    async def take_back(self, order_id: str) -> None:
+        """Refund an order that the database does not take, unless it was refunded or forgotten."""
+        with suppress(RefusedError, ProductNotFoundError):
+            await self.change(Refund(order_id))
 
     async def status(self, product_id: str) -> ProductStatus:
         """Return units left, sold and held at one instant; raises ProductNotFoundError."""

@@ -148,6 +148,12 @@ def decode_reply(batch: Batch, reply: Reply) -> Outcome:
             return Defective(reply[2].decode())
 
 
+def epoch_of(reply: Reply) -> str:
+    """Return the epoch of the product in the reply to a batch that was decided."""
+    epoch: bytes = reply[6] if reply[1] == _DECIDED else reply[3]
+    return epoch.decode()
+
+
 _REFUSALS: dict[bytes, Callable[[int], Answer]] = {
     b"paused": lambda _: Paused(),
     b"closed": lambda _: Closed(),

@@ -30,6 +30,9 @@ _TOKEN_SIZE = 16  # bytes, from `secrets`: 128 random bits, so that nobody guess
 
 _log = logging.getLogger(__name__)
 
+StoreReply: TypeAlias = Reply | ResponseError | None
+"""To one call of the script; None when there was none."""
+
 
 class RedisEngine:
     """Decides batches in Redis or Valkey; see flashsale.engine.Engine.
@@ -42,6 +45,8 @@ class RedisEngine:
         url: str,
         *,
         durability: Durability = Durability.LOCAL,
+        replicas: int = 0,
+        backlog_max: int = 0,
         compare: Callable[[], Awaitable[None]] | None = None,
         revive: Callable[[], Awaitable[None]] | None = None,
         mint: Callable[[], str] = lambda: secrets.token_urlsafe(_TOKEN_SIZE),
@@ -51,6 +56,8 @@ class RedisEngine:
         Args:
             url: redis://, rediss:// or unix://.
             durability: what the store must keep; checked on every connect.
+            replicas: how many must be connected.
+            backlog_max: changes of a product that may wait for the database; 0 for any number.
             compare: called before the first batch that this run of the store decides: it may find that the store went
                 backwards, and freeze products.
             revive: called, in the background, when the store cannot be reached: it may start it again.
@@ -58,6 +65,8 @@ class RedisEngine:
         """
         self._url = url
         self._durability = durability
+        self._replicas = replicas
+        self._backlog_max = backlog_max
         self._compare = compare
         self._compared = ""  # the run of the store that was
         self._revive = revive
@@ -90,7 +99,7 @@ class RedisEngine:
 
     async def commit(self, batches: Sequence[Batch], *, timeout_s: float) -> list[Outcome]:
         """Decide each batch in one round trip; see Engine."""
-        replies: list[_Reply] = [None] * len(batches)
+        replies: list[StoreReply] = [None] * len(batches)
         sent: list[int] = []  # the batches, by position, whose replies are due, in order
         try:
             async with asyncio.timeout(timeout_s):
@@ -127,7 +136,7 @@ class RedisEngine:
         self._note_refusals(replies)
         return [self._judge(batch, reply) for batch, reply in zip(batches, replies, strict=True)]
 
-    def _note_refusals(self, replies: Sequence["_Reply"]) -> None:
+    def _note_refusals(self, replies: Sequence[StoreReply]) -> None:
         """Tell the log what the store refuses batches with, once, and when that is over."""
         now = asyncio.get_running_loop().time()
         for reply in replies:
@@ -140,7 +149,7 @@ class RedisEngine:
                 _log.warning("the store refuses no batches with %s any more", code)
                 del self._refusals[code]
 
-    def _judge(self, batch: Batch, reply: "_Reply") -> Outcome:
+    def _judge(self, batch: Batch, reply: StoreReply) -> Outcome:
         """Return what became of a batch; a product that cannot be sold is told to the log, once."""
         outcome = _outcome(batch, reply)
         if isinstance(outcome, list):
@@ -155,7 +164,7 @@ class RedisEngine:
         connection: AbstractConnection,
         batches: Sequence[Batch],
         positions: Sequence[int],
-        replies: list["_Reply"],
+        replies: list[StoreReply],
         command: bytes,
         script: bytes,
     ) -> None:
@@ -177,6 +186,7 @@ class RedisEngine:
                     count,
                     users,
                     requests,
+                    self._backlog_max,
                 )
             )
         await connection.send_packed_command(calls, check_health=False)
@@ -202,7 +212,13 @@ class RedisEngine:
                 except (ResponseError, ValueError):  # not allowed, or not known there
                     settings = None
                 role = await _ask(connection, "ROLE")
-                check_durability(self._durability, settings, role[0])
+                check_durability(
+                    self._durability,
+                    settings,
+                    role[0],
+                    replica_count=len(role[2]) if self._replicas and role[0] == "master" else 0,
+                    replicas_needed=self._replicas,
+                )
                 await _ask(connection, "SCRIPT", "LOAD", scripts.DECIDE.source)
                 run = await _run_of(connection) if self._compare else ""
             if self._compare is not None and (not run or run != self._compared):
@@ -238,10 +254,7 @@ class RedisEngine:
             await connection.disconnect(nowait=True)
 
 
-_Reply: TypeAlias = Reply | ResponseError | None
-
-
-def _outcome(batch: Batch, reply: _Reply) -> Outcome:
+def _outcome(batch: Batch, reply: StoreReply) -> Outcome:
     """Return what became of a batch."""
     if isinstance(reply, ResponseError):
         return classify(reply)

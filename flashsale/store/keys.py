@@ -21,6 +21,8 @@
 from functools import lru_cache
 
 EVENTS_CHANNEL = "flashsale_events"
+MOVED_CHANNEL = "flashsale_moved"
+"""Of whoever waits for the database: epoch, version and product, with spaces between."""
 
 PRODUCTS = "products"
 PRODUCTS_DUE = "products_due"

@@ -149,7 +149,7 @@ class RedisOutbox:
     async def note(self, product_id: str, epoch: str, version: int) -> None:
         """Note for operators up to where the changes of a sale are in the database."""
         async with self._errors():
-            await self._eval(scripts.MOVED, product_id, epoch, version)
+            await self._eval(scripts.MOVED, product_id, epoch, version, product_id)
 
     async def trim(self, product_ids: Iterable[str]) -> None:
         """Forget the beginnings of these ledgers that are in the database and beyond the window, or a part of them."""

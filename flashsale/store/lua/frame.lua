@@ -13,6 +13,7 @@
 --       5 count        of requests
 --       6 users        JSON array of `count` user ids, when each request is the purchase of one unit and nothing else
 --       7 requests     msgpack array of `count` requests otherwise (store/encoding.py)
+--       8 backlog max  how many changes may wait for the database; 0 for any number
 -- Returns {sequence, code, …}; what follows depends on the code:
 --   0 decided: stock before, how many of the purchases succeed (the first; the rest are sold out), version before,
 --     time in Unix ms, epoch of the product
@@ -39,6 +40,7 @@ local CHUNK = 1000 -- unpack() puts its values on the C stack, which takes 8,000
 local session, sequence, fenced = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
 local product, count = ARGV[4], tonumber(ARGV[5])
 local plain = ARGV[7] == ''
+local backlog_max = tonumber(ARGV[8] or 0)
 
 local function defective(reason)
   return {sequence, DEFECTIVE, reason}

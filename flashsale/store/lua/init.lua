@@ -20,6 +20,7 @@ if behind ~= 0 then
 end
 local version = redis.pcall('HGET', KEYS[4], 'version')
 version = type(version) == 'string' and #version < 15 and string.match(version, '^%d+$') or '0'
+local before = version
 version = string.format('%.0f', version + 1)
 local time = redis.call('TIME')
 local stock = ARGV[2]
@@ -29,7 +30,7 @@ redis.call('DEL', KEYS[2], unpack(KEYS, 4, 11))
 -- first what every batch reads: a small hash is searched from its beginning
 redis.call('HSET', KEYS[4], 'epoch', ARGV[4], 'version', version, 'sold', '0', 'held', '0', 'due', '0', 'state', 'open',
   'limit', ARGV[5], 'opens_at', ARGV[6], 'closes_at', ARGV[7], 'initial', stock, 'restocked', '0', 'hold_s', ARGV[8],
-  'hold_total_s', ARGV[9])
+  'hold_total_s', ARGV[9], 'moved', before)
 if ARGV[10] == '1' then
   redis.call('HSET', KEYS[4], 'items', stock, 'cursor', '1')
 end

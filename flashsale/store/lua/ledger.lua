@@ -24,8 +24,11 @@ end
 -- Appends the changes of a batch to the ledger, as one message of the stream, whose id is the version of the first. It says
 -- of which sale they are, for whoever reads it when the product may have been opened anew.
 -- `changes` is a list of the JSON of each, `sales` the JSON of a run of sales of one unit after them, or nil.
--- Returns what to answer if Redis refuses: then nothing was written.
+-- Returns what to answer if Redis refuses, or too much waits for the database: then nothing was written.
 local function append(first_version, changes, sales)
+  if backlog_max > 0 and first_version - 1 - (tonumber(redis.call('HGET', KEYS[4], 'moved') or 0) or 0) >= backlog_max then
+    return defective('the database is too many changes behind')
+  end
   local message = {'XADD', KEYS[5], first_version .. '-0', 'at', now_ms, 'epoch', epoch}
   if #changes > 0 then
     message[8], message[9] = 'changes', '[' .. table.concat(changes, ',') .. ']'
