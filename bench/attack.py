@@ -11,7 +11,7 @@ from bench.report import progress_bar
 from bench.result import Result
 from bench.stage import started_server, temporary_store
 from flashsale import Client, ProductStatus
-from flashsale.app import Store, open_admin, open_store
+from flashsale.backends import Store, open_admin, open_store
 from flashsale.config import Config
 from flashsale.errors import FlashsaleError
 from flashsale.store.admin import Admin

@@ -24,7 +24,7 @@ from bench.crowd import run_load
 from bench.load import Load
 from bench.report import Target, spread
 from bench.stage import SERVE, started_server, temporary_home, temporary_store
-from flashsale.app import Store, open_admin
+from flashsale.backends import Store, open_admin
 from flashsale.errors import FlashsaleError
 from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin

@@ -13,7 +13,7 @@ from bench.crowd import run_load
 from bench.load import Load
 from bench.result import Result
 from bench.stage import SERVE, started_server, temporary_store
-from flashsale.app import open_admin
+from flashsale.backends import open_admin
 from flashsale.domain.sale import PLAIN, Terms
 from flashsale.errors import FlashsaleError
 from flashsale.launch import ServerProcess

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from flashsale.app import Store, open_store
+from flashsale.backends import Store, open_store
 from flashsale.config import Config, load_config
 from flashsale.errors import FlashsaleError
 from flashsale.launch import ServerProcess, clean_environment

@@ -1,169 +1,39 @@
-"""The composition root: builds everything from one Config, and runs a server's life from start to drain."""
+"""A server's life: builds everything from one Config, serves, drains."""
 
 import asyncio
 import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
-from msgspec import Struct
 
 from flashsale import crash, supervisor
+from flashsale.backends import Store, open_database, open_store
 from flashsale.batching import Batcher, Limits
-from flashsale.config import Config, OnReject, home_directory, split_address
+from flashsale.config import Config, split_address
 from flashsale.errors import ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
 from flashsale.launch import raise_descriptor_limit
 from flashsale.server import ServerLimits, TcpServer, bind
-from flashsale.store.address import redis_url, shown_url
-from flashsale.store.admin import Admin
 from flashsale.store.calendar import RedisCalendar
 from flashsale.store.durability import Durability
-from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
 from flashsale.store.ledger import RedisLedger
 from flashsale.store.outbox import RedisOutbox
 from flashsale.store.progress import Progress
 from flashsale.store.replicated import ReplicatedEngine
 from flashsale.store.strict import StrictEngine
-from flashsale.store.trimming import Window
 
 if TYPE_CHECKING:  # what is behind it takes longer to import than all else together: where it is not needed, it is not
-    from flashsale.orders.database import Database
     from flashsale.orders.fence import Fence
 
 _log = logging.getLogger(__name__)
-_MOVE_END_S = 3.0
-"""From the signal to the end of a mover whose database does not answer."""
-
-
-class Store(Struct, frozen=True):
-    """Where the sales are kept."""
-
-    url: str
-    embedded: EmbeddedStore | None
-
-    @property
-    def revive(self) -> Callable[[], Awaitable[None]] | None:
-        """What starts it again when it has died; None when it is not ours."""
-        embedded = self.embedded
-        return None if embedded is None else lambda: asyncio.to_thread(embedded.acquire)
-
-    def __str__(self) -> str:
-        """Return the address as it may be printed."""
-        return shown_url(self.url) + (" (embedded)" if self.embedded else "")
-
-
-@contextmanager
-def open_store(config: Config) -> Iterator[Store]:
-    """Hold the store of the settings for as long as the context lasts, starting the embedded one if it is that.
-
-    Raises:
-        InvalidValueError: the address is none, or the directory.
-        StoreUnavailableError: the embedded store does not start.
-    """
-    if config.redis is not None:
-        yield Store(redis_url(config.redis), None)
-        return
-    embedded = EmbeddedStore(home_directory(config.home))
-    embedded.acquire()
-    try:
-        yield Store(embedded.url, embedded)
-    finally:
-        embedded.release()
-
-
-def open_database(config: Config) -> "Database":
-    """Return the database of the orders; it connects with the first call.
-
-    Raises:
-        InvalidValueError: the address is none, or the directory.
-    """
-    from flashsale.orders.database import Database, database_url
-
-    return Database(database_url(config.database, home_directory(config.home)))
-
-
-@asynccontextmanager
-async def open_history(config: Config) -> AsyncIterator["Database | None"]:
-    """Return the database of the orders for as long as the context lasts; None when nothing was ever written there.
-
-    Raises:
-        InvalidValueError: the address is none, or the directory.
-        DatabaseError: it cannot be reached.
-    """
-    from flashsale.orders.database import SQLITE_NAME
-
-    if config.database is None and not (home_directory(config.home) / SQLITE_NAME).exists():
-        yield None
-        return
-    database = open_database(config)
-    try:
-        yield database if await database.has_table("orders") else None
-    finally:
-        await database.close()
-
-
-def move_orders(config: Config, announce: Callable[[str], None]) -> None:
-    """Move orders into the database until a signal ends it.
-
-    Args:
-        config: the settings.
-        announce: gets the one line that says between what they are moved.
-
-    Raises:
-        FlashsaleError: an address is none, or the embedded store does not start.
-    """
-    crash.arm()
-    database = open_database(config)
-    with open_store(config) as store:
-        announce(f"Worker started - Redis: {store}, database: {database}")
-        uvloop.run(_move(config, store, database))
-
-
-async def _move(config: Config, store: Store, database: "Database") -> None:
-    """Move orders until SIGTERM or SIGINT."""
-    from flashsale.orders.fence import Fence
-    from flashsale.orders.mover import Mover
-
-    loop = asyncio.get_running_loop()
-    outbox = RedisOutbox(store.url, Window(config.ledger_count, config.ledger_age_s))
-    admin = open_admin(store)
-    mover = Mover(
-        outbox,
-        database,
-        fence=Fence(outbox, database, writes=True),
-        reject=admin.take_back if config.on_reject is OnReject.REFUND else None,
-        revive=store.revive,
-    )
-    moving = loop.create_task(mover.run())
-
-    def stop() -> None:
-        mover.end()
-        loop.call_later(_MOVE_END_S, moving.cancel)
-        if store.embedded is not None:
-            store.embedded.give_up()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    try:
-        with suppress(asyncio.CancelledError):
-            await moving
-    finally:
-        await admin.close()
-        await outbox.close()
-        await database.close()
-
-
-def open_admin(store: Store) -> Admin:
-    """Return the operator's hands on the store."""
-    return Admin(store.url)
 
 
 def serve(config: Config, announce: Callable[[str], None]) -> int:
@@ -196,8 +66,10 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
 
         beside: supervisor.Work | None = None
         if config.orders:
+            from flashsale import workers
+
             database = open_database(config)
-            beside = lambda _: uvloop.run(_move(config, store, database))  # noqa: E731 - a name would say no more
+            beside = lambda _: uvloop.run(workers.move(config, store, database))  # noqa: E731 - a name would say no more
         elif config.workers == 1:
             uvloop.run(_work(config, store, listening, ready))
             return 0
@@ -240,8 +112,7 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
 
     def stop() -> None:
         stopping.set()
-        if store.embedded is not None:
-            store.embedded.give_up()  # nobody waits for a store any more
+        store.give_up()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

@@ -73,6 +73,10 @@ class DatabaseError(FlashsaleError):
         """It will never take these rows."""
 
 
+class BrokerUnavailableError(FlashsaleError):
+    """Kafka cannot be reached, or refuses."""
+
+
 class LedgerGapError(FlashsaleError):
     """Changes of a product are missing between the tables and the ledger."""
 

@@ -86,10 +86,11 @@ def is_healthy(services: dict[str, Any], port: int) -> bool:
 
 
 def test_the_file_has_what_it_must(services: dict[str, Any]) -> None:
-    assert set(services) == {"redis", "server"}
+    assert {name for name, service in services.items() if "profiles" not in service} == {"redis", "server"}
     assert services["redis"]["image"] == "redis:7-alpine"
     assert services["redis"]["volumes"] == ["redis-data:/data"]
-    assert "redis-data" in parse(COMPOSE.read_text())["volumes"]
+    named = {volume.partition(":")[0] for service in services.values() for volume in service.get("volumes", [])}
+    assert named == set(parse(COMPOSE.read_text())["volumes"])
     assert "ports" not in services["redis"], "the store is nobody's but the server's"
     server = services["server"]
     assert (ROOT / server["build"]["context"] / server["build"]["dockerfile"]).resolve() == DOCKERFILE
@@ -123,6 +124,22 @@ def test_a_server_with_that_environment_sells_from_a_store_with_those_flags_and_
     assert not is_healthy(services, port), "it is gone"
 
 
+def test_the_way_through_kafka_has_what_it_must(services: dict[str, Any]) -> None:
+    names = {name for name, service in services.items() if service.get("profiles") == ["kafka"]}
+    assert names == {"kafka", "postgres", "relay", "worker"}
+    assert not any("ports" in services[name] for name in names), "they are nobody's but each other's"
+    settings = services["kafka"]["environment"]
+    assert services["kafka"]["volumes"] == [f"kafka-data:{settings['KAFKA_LOG_DIRS']}"]
+    assert settings["KAFKA_ADVERTISED_LISTENERS"] == "PLAINTEXT://kafka:9092"
+    for name in ("relay", "worker"):
+        assert services[name]["build"] == services["server"]["build"]
+        assert "kafka:9092" in services[name]["command"]
+    account = services["postgres"]["environment"]
+    url = f"postgresql://{account['POSTGRES_USER']}:{account['POSTGRES_PASSWORD']}@postgres/{account['POSTGRES_DB']}"
+    assert services["worker"]["environment"] == {"DATABASE_URL": url}
+    assert services["relay"]["environment"] == {"REDIS_ADDR": services["server"]["environment"]["REDIS_ADDR"]}
+
+
 def test_the_image_has_every_file_it_needs_and_does_not_run_as_root(services: dict[str, Any]) -> None:
     lines = [line for line in DOCKERFILE.read_text().splitlines() if line and not line.startswith("#")]
     words = [line.split() for line in lines]
@@ -132,6 +149,7 @@ def test_the_image_has_every_file_it_needs_and_does_not_run_as_root(services: di
     for source in copied:
         assert (ROOT / source).exists(), source
     order = [first for first, *_ in words]
+    assert any(line.startswith("RUN pip install --no-cache-dir '.[kafka,postgres]' ") for line in lines)
     assert order.index("RUN") < order.index("USER") < order.index("ENTRYPOINT")
     assert words[order.index("USER")][1] != "root"
     assert json.loads(lines[order.index("ENTRYPOINT")].removeprefix("ENTRYPOINT ")) == ["flashsale"]

@@ -23,7 +23,7 @@ from redis.retry import Retry
 
 from bench.peers.life import live
 from bench.stage import home_config
-from flashsale.app import Store, open_store
+from flashsale.backends import Store, open_store
 from flashsale.domain.answers import UNKNOWN, Answer
 from flashsale.domain.batches import Batch
 from flashsale.domain.requests import Request

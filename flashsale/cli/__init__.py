@@ -12,11 +12,12 @@ import msgspec
 from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import get_completion_class
 
-from flashsale import __version__, app, demo
+from flashsale import __version__, app, backends, demo
 from flashsale.cli.audit import audit, recover
+from flashsale.cli.carriers import relay, worker
 from flashsale.cli.look import buyers, holds, products, status, watch
 from flashsale.cli.options import database_option, on_reject_option, store_options
-from flashsale.cli.orders import db, export, orders, worker
+from flashsale.cli.orders import db, export, orders
 from flashsale.cli.sale import close, init, pause, refund, reset, restock, resume
 from flashsale.config import Config, load_config
 from flashsale.errors import FlashsaleError, InvalidValueError
@@ -71,7 +72,7 @@ def demo_command(home: str | None) -> None:
     config = msgspec.structs.replace(load_config(None, os.environ, {"home": home}), redis=None)
     raise_descriptor_limit()
     with (
-        app.open_store(config) as store,
+        backends.open_store(config) as store,
         ServerProcess(
             ["--listen", "127.0.0.1:0", "--home", config.home],
             environment=clean_environment(),
@@ -84,7 +85,7 @@ def demo_command(home: str | None) -> None:
         )
 
         async def run() -> demo.DemoResult:
-            async with app.open_admin(store) as admin:
+            async with backends.open_admin(store) as admin:
                 return await demo.run_demo(server.host, server.port, admin, bar.update)
 
         with click.progressbar(length=demo.BUYER_COUNT, label="Buyers answered", width=0) as bar:
@@ -117,7 +118,7 @@ def completion(shell: str) -> None:
 
 for _command in (
     init, restock, refund, pause, resume, close, reset, status, buyers, holds, products, audit, recover,
-    watch, orders, export, db, worker,
+    watch, orders, export, db, worker, relay,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import click
 
-from flashsale import app
+from flashsale import backends
 from flashsale.cli.options import (
     PRODUCT_ID,
     database_option,
@@ -93,7 +93,7 @@ async def _read_base(config: Config, product_id: str) -> Base | None:
     from flashsale.orders.history import read_base  # takes longer to import than all else
 
     try:
-        async with app.open_history(config) as database:
+        async with backends.open_history(config) as database:
             return None if database is None else await read_base(database, product_id)
     except DatabaseError as error:
         click.echo(f"The database is left out: {printable(str(error))}", err=True)

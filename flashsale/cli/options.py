@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from flashsale import app
+from flashsale import backends
 from flashsale.config import Config, OnReject, load_config
 from flashsale.domain.bounds import STOCK_MAX
 from flashsale.domain.ids import check_product_id, parse_order_id
@@ -104,10 +104,10 @@ def with_admin(config: Config, call: Callable[[Admin], Awaitable[T]]) -> T:
     logging.getLogger("flashsale").addHandler(logging.NullHandler())  # a failure is told once, by the exception
 
     async def run() -> T:
-        async with app.open_admin(store) as admin:
+        async with backends.open_admin(store) as admin:
             return await call(admin)
 
-    with app.open_store(config) as store:
+    with backends.open_store(config) as store:
         return asyncio.run(run())
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import csv
-import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flashsale import app
+from flashsale import backends
 from flashsale.cli.options import (
     PRODUCT_ID,
     database_option,
     json_option,
-    on_reject_option,
     print_json,
     print_table,
     printable,
@@ -155,19 +153,9 @@ def upgrade(config: Config) -> None:
         click.echo("✓ The tables are up to date")
 
 
-@click.command()
-@on_reject_option
-@database_option
-@store_options
-def worker(config: Config) -> None:
-    """Move orders into the database until SIGTERM or Ctrl-C; servers do it too, unless started with --no-orders."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    app.move_orders(config, click.echo)
-
-
 def _with_database(config: Config, call: Callable[["Database"], Awaitable[T]], *, upgrade: bool = True) -> T:
     async def run() -> T:
-        database = app.open_database(config)
+        database = backends.open_database(config)
         try:
             if upgrade:
                 await database.upgrade()

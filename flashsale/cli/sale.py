@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flashsale import app
+from flashsale import backends
 from flashsale.cli.options import (
     DURATION,
     MOMENT,
@@ -158,7 +158,7 @@ async def _find_order(config: Config, order_id: str) -> tuple[str, int, int] | N
     """Return user, units and item of an order of which the ledger does not tell any more."""
     from flashsale.orders.history import find_order  # takes longer to import than all else
 
-    async with app.open_history(config) as database:
+    async with backends.open_history(config) as database:
         order = None if database is None else await find_order(database, order_id)
     return None if order is None else (order.user_id, order.quantity, order.item_id)
 

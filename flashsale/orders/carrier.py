@@ -7,27 +7,33 @@ product.
 import asyncio
 import logging
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
 from flashsale.crash import crash_point
-from flashsale.errors import DatabaseError, StoreUnavailableError
+from flashsale.errors import BrokerUnavailableError, DatabaseError, StoreUnavailableError
 from flashsale.orders.moving import Portion
 from flashsale.store.outbox import Delivery
 
 _WAIT_S = 0.5
 """For changes, between two looks at which products there are."""
 _PAUSE_S, _PAUSE_MAX_S = 0.1, 2.0
-"""After a failure of the store or the database, growing."""
+"""After a failure of the store, the database or the brokers, growing."""
 _PUT_OFF_S = 0.5
 """Until a product is tried again whose next change was not taken."""
+_TRIMMED_TOGETHER_COUNT = 64
+"""Products whose ledgers are trimmed after a look."""
 
 _log = logging.getLogger(__name__)
 
 
 class Outbox(Protocol):
-    """The ledgers of all products; see flashsale.store.outbox. Its calls raise StoreUnavailableError."""
+    """The ledgers of all products, or what was published of them; see flashsale.store.outbox, flashsale.kafka.inbox.
+
+    Its calls raise StoreUnavailableError, or BrokerUnavailableError.
+    """
 
     async def epochs(self) -> dict[str, str]:
         """Return the sale that each product has at present."""
@@ -61,6 +67,7 @@ class Carrier(ABC):
         self._positions: dict[str, tuple[str, int]] = {}  # as far as is known; another one may be ahead
         self._troubles: dict[str, str] = {}  # products whose next change cannot be moved, and why
         self._again_at: dict[str, float] = {}  # when they are tried again
+        self._trimmed_last = ""  # the product with which the last trimming ended, in the order of names
         self._ending = asyncio.Event()
         self.moved_count = 0
         """Changes moved."""
@@ -100,7 +107,7 @@ class Carrier(ABC):
                 if trouble:
                     _log.info("orders are moved again")
                 pause_s, trouble = _PAUSE_S, ""
-            except (DatabaseError, StoreUnavailableError) as error:
+            except (BrokerUnavailableError, DatabaseError, StoreUnavailableError) as error:
                 if str(error) != trouble:
                     _log.warning("orders are not moved: %s", error)
                 pause_s, trouble, looked_at = min(2 * pause_s, _PAUSE_MAX_S), str(error), float("-inf")
@@ -120,6 +127,16 @@ class Carrier(ABC):
         for told in (self._troubles, self._again_at):
             for name in told.keys() - epochs.keys():
                 del told[name]
+        await self.trim()
+
+    async def trim(self) -> None:
+        """Have the ledgers of some products trimmed, by turns."""
+        names = sorted(self._positions)
+        behind = bisect_right(names, self._trimmed_last)
+        some = (names[behind:] + names[:behind])[:_TRIMMED_TOGETHER_COUNT]
+        if some:
+            await self._outbox.trim(some)
+            self._trimmed_last = some[-1]
 
     async def step(self, wait_s: float) -> int:
         """Move what there is, or what comes within so many seconds; return how many changes that were."""

@@ -5,7 +5,6 @@ goes to the dead letters after some tries, and blocks nobody.
 """
 
 import logging
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -20,8 +19,6 @@ from flashsale.orders.moving import Portion, bury, move, positions
 
 TRIES_MAX = 5
 """Of a change that the database does not take, before it goes to the dead letters."""
-_TRIMMED_TOGETHER_COUNT = 64
-"""Products whose ledgers are trimmed after a look."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +52,6 @@ class Mover(Carrier):
         self._database = database
         self._fence = fence
         self._reject = reject
-        self._trimmed_last = ""  # the product with which the last trimming ended, in the order of names
         self._tries: Counter[tuple[str, int]] = Counter()
 
     async def _prepare(self) -> None:
@@ -66,20 +62,10 @@ class Mover(Carrier):
             return await positions(connection)
 
     async def look(self) -> None:
-        """Learn which products there are, and how far each is; freeze and trim what is to be."""
+        """Learn which products there are, and how far each is; freeze those that must not be sold."""
         if self._fence is not None:
             await self._fence.check()
         await super().look()
-        await self.trim()
-
-    async def trim(self) -> None:
-        """Trim the ledgers of some products, by turns."""
-        names = sorted(self._positions)
-        behind = bisect_right(names, self._trimmed_last)
-        some = (names[behind:] + names[:behind])[:_TRIMMED_TOGETHER_COUNT]
-        if some:
-            await self._outbox.trim(some)
-            self._trimmed_last = some[-1]
 
     async def _carry(self, portions: Sequence[Portion]) -> int:
         """Move portions in one transaction, or each by itself if one of them is not taken."""

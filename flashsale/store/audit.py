@@ -89,15 +89,16 @@ class Audit:
         epoch, limit, self._checkpoint = (None, None, None) if isinstance(found, Exception) else found
         self._identity = epoch, limit
         limited = (limit or b"0") != b"0"
-        base = await self._read_base() if self._read_base and self._checkpoint is not None else None
-        if base is not None and base.epoch.encode() == epoch:
-            replay = Replay(limited=limited, base=base)
-        else:
-            try:
-                replay = Replay(limited=limited, checkpoint=read_checkpoint(self._checkpoint))
-            except ValueError:
-                replay = Replay(limited=limited)
-                replay.fault = "was trimmed, and what it added up to is not what was written"
+        checkpoint, fault = None, ""
+        try:
+            checkpoint = read_checkpoint(self._checkpoint)
+        except ValueError:
+            fault = "was trimmed, and what it added up to is not what was written"
+        base = await self._read_base() if self._read_base and checkpoint is not None else None
+        if base and checkpoint and (base.epoch.encode() != epoch or base.counters.version < checkpoint.version):
+            base = None  # it is of another sale, or is not there yet
+        replay = Replay(limited=limited, checkpoint=checkpoint, base=base)
+        replay.fault = fault
         if kind not in {b"stream", b"none"}:
             replay.fault = "is no stream"
         self._replay = replay

@@ -16,6 +16,7 @@
 | products | set | the ids of products that have a ledger |
 | products_due | sorted set | product -> no hold of it expires earlier, in Unix seconds |
 | products_moved | string | a name for this store, given when its orders first go into a database |
+| products_relayed | hash | product -> "epoch version" up to which its ledger was published to a topic |
 """
 
 from functools import lru_cache
@@ -27,6 +28,7 @@ MOVED_CHANNEL = "flashsale_moved"
 PRODUCTS = "products"
 PRODUCTS_DUE = "products_due"
 MOVERS = "products_moved"
+RELAYED = "products_relayed"
 
 _PREFIX = "product:"
 _PARTS = (

@@ -41,9 +41,16 @@ class Delivery(Struct, frozen=True):
 class RedisOutbox:
     """Reads the ledgers of all products. Not for concurrent use: one call at a time."""
 
-    def __init__(self, url: str, window: Window | None = None) -> None:
-        """Name the store by its URL, and what stays of a ledger behind the database; connects with the first call."""
+    def __init__(self, url: str, window: Window | None = None, *, stores: bool = True) -> None:
+        """Connect with the first call.
+
+        Args:
+            url: of the store.
+            window: what stays of a ledger although it was handed on.
+            stores: whether it is handed on to the database itself, for which some wait.
+        """
         self._url = url
+        self._stores = stores
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
         self._trimmer = Trimmer(self._redis, window or Window())
         self._name = secrets.token_hex(16)  # of the store, if it has none yet
@@ -147,9 +154,9 @@ class RedisOutbox:
         return await cast("Any", self._redis.eval(script.source.decode(), len(names), *names, *values))
 
     async def note(self, product_id: str, epoch: str, version: int) -> None:
-        """Note for operators up to where the changes of a sale are in the database."""
+        """Note up to where the changes of a sale were handed on."""
         async with self._errors():
-            await self._eval(scripts.MOVED, product_id, epoch, version, product_id)
+            await self._eval(scripts.MOVED, product_id, epoch, version, product_id, int(self._stores))
 
     async def trim(self, product_ids: Iterable[str]) -> None:
         """Forget the beginnings of these ledgers that are in the database and beyond the window, or a part of them."""

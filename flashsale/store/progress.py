@@ -115,7 +115,7 @@ class Progress:
             return
         async with self._redis.pipeline(transaction=False) as pipeline:
             for product_id in product_ids:
-                pipeline.hmget(keys.key(product_id, "sale"), "epoch", "moved")
+                pipeline.hmget(keys.key(product_id, "sale"), "epoch", "stored")
             found = await pipeline.execute(raise_on_error=False)
         for product_id, told in zip(product_ids, found, strict=True):
             if isinstance(told, list) and None not in told:

@@ -1,0 +1,1 @@
+"""Orders on their way through a topic of Kafka."""
