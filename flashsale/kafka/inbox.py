@@ -51,11 +51,10 @@ def _first_version(message: _Waiting) -> int:
 class _Partition:
     """How far a partition was read, and what of it may be committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset: int) -> None:
         self.waiting: dict[int, int] = {}  # offset -> how many changes, of messages that wait
         self.waiting_count = 0
-        self.next_offset = -1
-        self.committed = -1
+        self.next_offset = self.committed = offset
 
     def take(self, offset: int, count: int) -> None:
         """Note that a message was read, with changes that wait, or with nothing of use."""
@@ -93,7 +92,7 @@ class Inbox:
         """Commit what is done, and leave the group."""
         if self._consumer is not None:
             with suppress(BrokerUnavailableError):
-                await self._commit()
+                await self._commit(_STOP_S)
         await self._drop()
 
     async def epochs(self) -> dict[str, str]:
@@ -171,7 +170,7 @@ class Inbox:
 
     def _take(self, partition: Any, record: Any) -> None:
         """Put a message to those that wait."""
-        place = self._partitions.setdefault(partition, _Partition())
+        place = self._partitions.setdefault(partition, _Partition(record.offset))
         try:
             told = decode(record.value or b"")
         except (ValueError, RecursionError) as error:
@@ -190,7 +189,12 @@ class Inbox:
         insort(messages, _Waiting(told.changes, partition, record.offset), key=_first_version)
         self._epochs[told.product_id] = told.epoch
 
-    async def _commit(self) -> None:
+    async def _commit(self, timeout_s: float = _ANSWER_S) -> None:
+        """Tell the brokers what is done.
+
+        Raises:
+            BrokerUnavailableError: they do not take it.
+        """
         from aiokafka.errors import CommitFailedError, IllegalStateError
 
         offsets = {
@@ -199,7 +203,7 @@ class Inbox:
         if not offsets:
             return
         try:
-            async with self._topic.answering(_ANSWER_S):
+            async with self._topic.answering(timeout_s):
                 await self._consumer.commit(offsets)
         except BrokerUnavailableError as error:
             if isinstance(error.__cause__, CommitFailedError | IllegalStateError):

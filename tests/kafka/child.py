@@ -13,7 +13,7 @@ from flashsale.kafka.inbox import Inbox
 brokers._SESSION_S = 1.5
 
 
-async def die(inbox: Inbox) -> None:
+async def die(inbox: Inbox, _timeout_s: float = 0) -> None:
     if any(place.done_offset > 0 for place in inbox._partitions.values()):
         os.kill(os.getpid(), signal.SIGKILL)
 

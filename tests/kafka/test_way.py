@@ -375,12 +375,14 @@ async def test_the_brokers_go_and_come_back_and_the_log_says_so_once(
     async with relaying(shop, topic), working(shop.database, topic, name):
         await shop.buy("p", "a")
         await until(lambda: shop.is_moved("p"))
+        await until(lambda: is_noted_up_to(shop, 2))
         away.down()
         for number in range(20):
             await shop.buy("p", f"b{number}")
         await until(lambda: says(caplog, "orders are not moved", 2))
         await asyncio.sleep(1)  # in which they try again
         assert not await shop.is_moved("p")
+        assert await is_noted_up_to(shop, 2), "it is noted before the brokers have it"
         away.up()
         await shop.buy("p", "c")
         await until(lambda: shop.is_moved("p"))
@@ -389,6 +391,11 @@ async def test_the_brokers_go_and_come_back_and_the_log_says_so_once(
     assert told == [f"orders are not moved: Kafka at {topic.brokers} does not answer"] * 2  # each of the two
     versions = [change.version for one in await published(topic) for change in one.changes]
     assert versions == sorted(set(versions)), "what was on its way is neither lost nor sent anew"
+
+
+async def is_noted_up_to(shop: Shop, version: int) -> bool:
+    noted = await shop.redis.hget("products_relayed", "p"), await shop.redis.hget("product:p:sale", "moved")
+    return [(found or b"").split()[-1:] for found in noted] == [[str(version).encode()]] * 2
 
 
 async def says(caplog: pytest.LogCaptureFixture, text: str, count: int) -> bool:
@@ -426,17 +433,23 @@ async def test_the_store_dies_and_the_relay_goes_on_with_the_next(shop: Shop, to
 
 
 @on_sqlite
-async def test_a_relay_ends_in_time_without_brokers(
-    shop: Shop, topic: Topic, away: Cluster, children: Children
+async def test_a_relay_and_a_worker_end_in_time_without_brokers(
+    shop: Shop, topic: Topic, name: str, away: Cluster, children: Children
 ) -> None:
     await shop.open("p")
-    command = ("relay", "--kafka", topic.brokers, "--topic", topic.name, "--redis", shop.embedded.url)
-    one = children.start(*command)
+    where = ("--topic", topic.name)
+    relaying_one = children.start("relay", "--kafka", topic.brokers, *where, "--redis", shop.embedded.url)
+    working_one = children.start(
+        "worker", "--from-kafka", topic.brokers, *where, "--group", name, "--database", shop.url
+    )
+    await until(lambda: shop.is_moved("p"))
     await until(lambda: is_noted(shop))
     away.down()
     await shop.buy("p", "a")
-    one.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(one.wait, 10.0) == 0
+    for one in (relaying_one, working_one):
+        one.send_signal(signal.SIGTERM)
+    for one in (relaying_one, working_one):
+        assert await asyncio.to_thread(one.wait, 10.0) == 0
 
 
 # What should not be there
@@ -518,6 +531,7 @@ async def test_a_gap_blocks_only_its_partition_bounds_what_waits_and_ends_when_a
         await until(lambda: waits(read, 4))
         await until(lambda: has_orders_of(database, others, 2))
         assert max(place.waiting_count for place in read._partitions.values()) <= 4 + 2
+        assert await read._consumer.committed(read._waiting["p"][EPOCH][0].partition) is None
         assert "p" not in [row["product_id"] for row in (await plain.read(database))["products"]]
         await fill(database, changes[:1])
         await until(lambda: has_rows(database, "p", plain.fold("p", EPOCH, changes)))
