@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bench import attack, compare, expiry, latency, limits, rules, sizes
+from bench import attack, compare, expiry, latency, limits, orders, rules, sizes
 from bench.load import CONNECTION_COUNT_MAX, DURATION_S_MAX, REQUEST_COUNT_MAX, Load
 from bench.options import json_option, plot_option
 from bench.report import print_result, print_table, print_targets, tell_step, write_json
@@ -228,6 +228,25 @@ def rules_command(*, rounds: int, duration: float, json_path: Path | None) -> No
     print_targets(targets)
     if json_path is not None:
         write_json(json_path, rules.as_json(scale, cells, targets))
+
+
+@cli.command(name="orders")
+@click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option("--orders", "order_count", type=click.IntRange(1_000, 10_000_000), default=100_000, show_default=True)
+@click.option("--duration", type=click.FloatRange(0.2, 600), default=3.0, show_default=True, help="Of each crowd.")
+@json_option
+def orders_command(*, rounds: int, order_count: int, duration: float, json_path: Path | None) -> None:
+    """Measure how orders get into a database.
+
+    A ledger is drained into SQLite and into a PostgreSQL of this machine; then comes the lag of a row behind the answer
+    to its buyer, at 5,000 sales a second, and what --durability strict costs.
+    """
+    scale = orders.Scale(round_count=rounds, order_count=order_count, duration_s=duration)
+    targets = orders.measure(scale, tell_step)
+    tell_step("")
+    print_targets(targets)
+    if json_path is not None:
+        write_json(json_path, targets)
 
 
 cli.add_command(checkout_command)

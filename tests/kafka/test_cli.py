@@ -30,7 +30,7 @@ README = (Path(__file__).parent.parent.parent / "README.md").read_text()
 
 
 def clean(**more: str) -> dict[str, str]:
-    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL")
+    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL", "DB_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
 
 

@@ -1,4 +1,4 @@
-"""Real database servers for the tests, each in a directory of its own, and databases that no other test uses."""
+"""Real database servers, each in a directory of its own: what a measurement or a test of the orders stands on."""
 
 import os
 import pwd
@@ -10,31 +10,43 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
+
+from flashsale.errors import FlashsaleError
 
 PATIENCE_S = 30.0
 _POSTGRES_DIRS = "/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/bin", "/opt/homebrew/bin"
 
 
-class MissingError(Exception):
+class MissingError(FlashsaleError):
     """This machine has no such server."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is not installed here")
+        self.name = name
 
 
 class Server:
-    """A server on a loopback port and a socket, run by an account without rights."""
+    """A server on a loopback port and a socket, run by an account without rights.
+
+    One that is not durable writes to the page cache alone, which kill -9 leaves in order and a power cut does not.
+    """
 
     dialect: str
     _account: str
     _STOP: signal.Signals
     _CLOSE: signal.Signals
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path = Path("/tmp"), *, durable: bool = False) -> None:
+        """Install it in a new directory in `place`, and start it; raises MissingError."""
+        self._durable = durable
         self._processes: list[subprocess.Popen[bytes]] = []
         self._numbers = count(1)
-        self.directory = Path(tempfile.mkdtemp(prefix=f"fs-{self.dialect[:2]}-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix=f"fs-{self.dialect[:2]}-", dir=place))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self._who = {}
+        self._who: dict[str, Any] = {}
         if os.geteuid() == 0:  # which they refuse to run as
             account = pwd.getpwnam(self._account)
             os.chown(self.directory, account.pw_uid, account.pw_gid)
@@ -66,10 +78,12 @@ class Server:
         )
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
-        return done.stdout.strip()
+        said: str = done.stdout
+        return said.strip()
 
     @property
     def pid(self) -> int:
+        """Of the server."""
         return self._processes[-1].pid
 
     def start(self) -> None:
@@ -114,6 +128,8 @@ class Server:
 
 
 class PostgresServer(Server):
+    """PostgreSQL, from the machine's own binaries."""
+
     dialect = "postgresql"
     _account = "postgres"
     _STOP = signal.SIGINT  # does not wait for its clients
@@ -129,25 +145,24 @@ class PostgresServer(Server):
 
     def _command(self) -> list[str]:
         place = ["-D", str(self.directory / "data"), "-k", str(self.directory), "-p", str(self.port), "-h", "127.0.0.1"]
-        quick = [
-            "-c",
-            "shared_buffers=32MB",
-            "-c",
-            "fsync=off",
-        ]  # what it has written, kill -9 leaves in the page cache
-        return [str(self._binaries / "postgres"), *place, *quick]
+        settings = ["shared_buffers=32MB", f"fsync={'on' if self._durable else 'off'}"]
+        return [str(self._binaries / "postgres"), *place, *(word for value in settings for word in ("-c", value))]
 
     def do(self, statement: str, database: str = "") -> str:
+        """Run a statement as the administrator; return what it prints."""
         options = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", str(self.directory), "-p", str(self.port)]
         return self._run("psql", *options, "-U", "admin", "-d", database or "postgres", "-c", statement)
 
     def make_database(self) -> str:
+        """Make an empty database; return its URL."""
         name = f"shop{next(self._numbers)}"
         self.do(f"CREATE DATABASE {name}")
         return f"postgresql://admin@127.0.0.1:{self.port}/{name}"
 
 
 class MariaServer(Server):
+    """MariaDB, likewise."""
+
     dialect = "mariadb"
     _account = "mysql"
     _STOP = signal.SIGTERM
@@ -165,17 +180,17 @@ class MariaServer(Server):
     def _command(self) -> list[str]:
         place = [f"--datadir={self.directory / 'data'}", f"--socket={self.directory / 'm.sock'}", f"--port={self.port}"]
         small = ["--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--skip-log-bin"]
-        quick = [
-            "--innodb-flush-log-at-trx-commit=2"
-        ]  # written with each commit, which kill -9 leaves in the page cache
+        flush = f"--innodb-flush-log-at-trx-commit={1 if self._durable else 2}"
         mode = "--sql-mode=STRICT_TRANS_TABLES"
-        return [self._binary, "--no-defaults", *place, "--bind-address=127.0.0.1", *small, *quick, mode]
+        return [self._binary, "--no-defaults", *place, "--bind-address=127.0.0.1", *small, flush, mode]
 
     def do(self, statement: str, database: str = "") -> str:
+        """Run a statement as the administrator; return what it prints."""
         options = ["--no-defaults", f"--socket={self.directory / 'm.sock'}", "-u", "root", "-N", "-B"]
         return self._run("mariadb", *options, *([database] if database else []), "-e", statement)
 
     def make_database(self) -> str:
+        """Make an empty database; return its URL."""
         name = f"shop{next(self._numbers)}"
         self.do(
             f"CREATE DATABASE {name} CHARACTER SET latin1;"
