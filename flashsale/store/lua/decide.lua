@@ -25,7 +25,7 @@ local function decide()
   end
   load_kept(names)
   load_deadlines(tokens)
-  load(KEYS[6], buying, users, as_units)
+  load('HMGET', KEYS[6], buying, users, as_units)
   for i = 1, count do
     rows[i] = rules[requests[i][1]](requests[i])
   end

@@ -1,19 +1,12 @@
 -- Holds: {HOLD, user, quantity, item, request id, version, created at}, for as long as they have a deadline. The record of
 -- one that expired stays as it was: that it has no deadline any more says how it ended.
 
+local function as_deadline(value)
+  return tonumber(value or nil) or false
+end
+
 local function load_deadlines(tokens)
-  local missing = {}
-  for i = 1, #tokens do
-    if deadlines[tokens[i]] == nil then
-      missing[#missing + 1] = tokens[i]
-    end
-  end
-  for from = 1, #missing, CHUNK do
-    local found = redis.call('ZMSCORE', KEYS[7], unpack(missing, from, math.min(from + CHUNK - 1, #missing)))
-    for i = 1, #found do
-      deadlines[missing[from + i - 1]] = tonumber(found[i] or nil) or false
-    end
-  end
+  load('ZMSCORE', KEYS[7], tokens, deadlines, as_deadline)
 end
 
 local function set_deadline(token, at)
@@ -48,7 +41,7 @@ local function next_due()
       names[#names + 1] = record and page_holds[i][2] or nil
     end
     if limit > 0 then
-      load(KEYS[6], names, users, as_units)
+      load('HMGET', KEYS[6], names, users, as_units)
     end
   end
   passed = page[page_index] and passed + 1 or passed

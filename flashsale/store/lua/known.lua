@@ -63,7 +63,8 @@ local changes = {} -- of the ledger, as JSON: [kind, stock, user, quantity, item
 local went_out = false -- the last unit
 local switched, stock_restocked, defect = false, false, nil
 
-local function load(key, names, into, convert)
+-- Reads what is not known of these names yet, by HMGET or what else takes a key and many names.
+local function load(command, key, names, into, convert)
   local missing = {}
   for i = 1, #names do
     if into[names[i]] == nil then
@@ -71,7 +72,7 @@ local function load(key, names, into, convert)
     end
   end
   for from = 1, #missing, CHUNK do
-    local found = redis.call('HMGET', key, unpack(missing, from, math.min(from + CHUNK - 1, #missing)))
+    local found = redis.call(command, key, unpack(missing, from, math.min(from + CHUNK - 1, #missing)))
     for i = 1, #found do
       into[missing[from + i - 1]] = convert(found[i])
     end
@@ -128,13 +129,13 @@ end
 
 local function load_kept(names)
   if since > 0 then
-    load(KEYS[9], names, kept, itself)
+    load('HMGET', KEYS[9], names, kept, itself)
   end
   if since_before > 0 then
     for i = 1, #names do
       kept[names[i]] = kept[names[i]] or nil
     end
-    load(KEYS[10], names, kept, itself)
+    load('HMGET', KEYS[10], names, kept, itself)
   end
 end
 
