@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from bench import attack, compare, expiry, latency, limits, orders, rules, sizes
+from bench import attack, attempts, compare, expiry, latency, limits, orders, rules, sizes
 from bench.load import CONNECTION_COUNT_MAX, DURATION_S_MAX, REQUEST_COUNT_MAX, Load
 from bench.options import json_option, plot_option
 from bench.report import print_result, print_table, print_targets, tell_step, write_json
@@ -247,6 +247,24 @@ def orders_command(*, rounds: int, order_count: int, duration: float, json_path:
     print_targets(targets)
     if json_path is not None:
         write_json(json_path, targets)
+
+
+@cli.command(name="attempts")
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option(
+    "--duration", type=click.FloatRange(0.1, 600), default=0.5, show_default=True, help="Seconds of each run."
+)
+@json_option
+def attempts_command(*, rounds: int, duration: float, json_path: Path | None) -> None:
+    """Measure what recording the attempts of buyers costs: with and without it, in turns."""
+    cells, targets = attempts.measure(rounds, duration, tell_step)
+    tell_step("")
+    click.echo(f"Medians of {rounds} rounds of {duration:g} s; ratios within a round: median (lowest..highest).\n")
+    print_table(attempts.ROWS_HEAD, attempts.rows_of(cells))
+    click.echo()
+    print_targets(targets)
+    if json_path is not None:
+        write_json(json_path, attempts.as_json(cells, targets))
 
 
 cli.add_command(checkout_command)

@@ -13,6 +13,7 @@ import msgspec
 import uvloop
 
 from flashsale import crash, supervisor
+from flashsale.attempts import AttemptSender, Pipe
 from flashsale.backends import Store, open_database, open_store
 from flashsale.batching import Batcher, Limits
 from flashsale.config import Config, split_address
@@ -64,27 +65,41 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
             if host not in {"127.0.0.1", "::1", "localhost"}:
                 _log.warning("listening beyond loopback: whoever reaches %s:%d can buy", shown_host, port)
 
-        beside: supervisor.Work | None = None
-        if config.orders:
-            from flashsale import workers
-
-            database = open_database(config)
-            beside = lambda _: uvloop.run(workers.move(config, store, database))  # noqa: E731 - a name would say no more
-        elif config.workers == 1:
-            uvloop.run(_work(config, store, listening, ready))
+        if config.workers == 1 and not (config.orders or config.record_attempts):
+            uvloop.run(_work(config, store, None, listening, ready))
             return 0
+        pipe = Pipe() if config.record_attempts else None
         listening.close()
         reserved = bind(host, port, shared=True)  # never listens; it keeps the port ours while workers come and go
         try:
             return supervisor.supervise(
                 config.workers,
-                lambda worker_ready: uvloop.run(_work(config, store, bind(host, port, shared=True), worker_ready)),
+                lambda told: uvloop.run(_work(config, store, pipe, bind(host, port, shared=True), told)),
                 ready,
-                beside=beside,
+                beside=_work_beside(config, store, pipe),
                 stop_timeout_s=config.drain_timeout_s + 1,
             )
         finally:
             reserved.close()
+            lost_count = pipe.close() if pipe is not None else 0
+            if lost_count:
+                _log.error("%d attempts are not recorded: no recorder took them", lost_count)
+
+
+def _work_beside(config: Config, store: Store, pipe: Pipe | None) -> list[supervisor.Work]:
+    """Return what runs beside the servers, each in a process of its own."""
+    if not config.orders and pipe is None:
+        return []
+    from flashsale import workers
+
+    beside: list[supervisor.Work] = []
+    if config.orders:
+        orders = open_database(config)
+        beside.append(lambda _: uvloop.run(workers.move(config, store, orders)))
+    if pipe is not None:
+        attempts = open_database(config)
+        beside.append(lambda _: uvloop.run(workers.record(pipe, attempts)))
+    return beside
 
 
 @asynccontextmanager
@@ -105,8 +120,10 @@ async def _open_fence(config: Config, store: Store) -> AsyncIterator["Fence | No
         await database.close()
 
 
-async def _work(config: Config, store: Store, listening: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve on a bound socket until SIGTERM or SIGINT, then drain."""
+async def _work(
+    config: Config, store: Store, pipe: Pipe | None, listening: socket.socket, ready: Callable[[], None]
+) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT, then drain; what is answered goes into the pipe."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -125,7 +142,11 @@ async def _work(config: Config, store: Store, listening: socket.socket, ready: C
                 return
             raise
     async with _open_fence(config, store) as fence, _open_engine(config, store, fence) as engine:
-        await _sell(config, store, engine, listening, ready, stopping)
+        sender = AttemptSender(pipe.sending, size_max=config.attempts_size_max) if pipe is not None else None
+        batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True), sender)
+        await _sell(config, store, batcher, listening, ready, stopping)
+        if sender is not None:
+            await sender.close()
 
 
 @asynccontextmanager
@@ -154,13 +175,12 @@ async def _open_engine(config: Config, store: Store, fence: "Fence | None") -> A
 async def _sell(
     config: Config,
     store: Store,
-    engine: RedisEngine,
+    batcher: Batcher,
     listening: socket.socket,
     ready: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
-    """Answer buyers until told to stop."""
-    batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True))
+    """Answer buyers until told to stop, then drain."""
     feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
     server = TcpServer(batcher.submit, msgspec.convert(config, ServerLimits, from_attributes=True), feed)
     calendar = RedisCalendar(store.url)

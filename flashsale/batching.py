@@ -44,6 +44,14 @@ class Sink(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """Keeps what was asked and answered. It may neither wait nor fail."""
+
+    def record(self, requests: list[Request], answers: list[Answer]) -> None:
+        """Take requests with their answers, in the same order; called after the answers were given."""
+        ...
+
+
 class Limits(Struct, frozen=True, kw_only=True):
     """The bounds of a batcher."""
 
@@ -99,8 +107,9 @@ class Batcher:
     Belongs to one event loop; `submit` is called from it and never blocks.
     """
 
-    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+    def __init__(self, engine: Engine, limits: Limits | None = None, recorder: Recorder | None = None) -> None:
         self._engine = engine
+        self._recorder = recorder
         self._limits = limits or Limits()
         self._queue_count_max = self._limits.queue_count_max
         self._queue_size_max = self._limits.queue_size_max
@@ -123,6 +132,8 @@ class Batcher:
         size = len(product_id) + len(request.user_id)
         if self._waiting_count >= self._queue_count_max or self._waiting_size >= self._queue_size_max:
             sink.answer(ticket, BUSY)
+            if self._recorder is not None:
+                self._recorder.record([request], [BUSY])
             return
         queue = self._queues.get(product_id)
         if queue is None:
@@ -219,7 +230,7 @@ class Batcher:
         """Answer, without executing them, those requests of a queue that have waited since then or longer."""
         if _arrived(queue[0]) <= since:
             dropped = self._take(queue, _count_since(queue, since))
-            _deliver(dropped, [NOT_EXECUTED] * len(dropped))
+            self._deliver(dropped, [NOT_EXECUTED] * len(dropped))
 
     async def _commit(self, pending: list[_Pending]) -> list[Outcome]:
         batches = [
@@ -294,10 +305,15 @@ class Batcher:
         self._waiting_size += sum([item[4] for item in waiting])
         self._queues[item.product_id] = waiting + self._queues.pop(item.product_id, [])
 
-    @staticmethod
-    def _answer_all(item: _Pending, answers: list[Answer]) -> None:
+    def _answer_all(self, item: _Pending, answers: list[Answer]) -> None:
         waiting, item.waiting = item.waiting, []
-        _deliver(waiting, answers)
+        self._deliver(waiting, answers)
+
+    def _deliver(self, waiting: list[_Waiting], answers: list[Answer]) -> None:
+        """Give each its answer, and all of them to the recorder, if there is one."""
+        _hand_out(waiting, answers)
+        if self._recorder is not None:
+            self._recorder.record([item[0] for item in waiting], answers)
 
     def _expire(self, stuck: list[_Pending]) -> None:
         """Answer, without the store, those for whom it has been silent, or has refused, too long."""
@@ -305,7 +321,7 @@ class Batcher:
         for item in stuck:
             if self._silent_since(item.product_id) <= since:
                 expired = _split(item.waiting, _count_since(item.waiting, since))
-                _deliver(expired, [UNKNOWN] * len(expired))
+                self._deliver(expired, [UNKNOWN] * len(expired))
                 if not item.waiting:
                     self._leave_unsettled(item.product_id)
                     self._troubles.pop(item.product_id, None)
@@ -355,7 +371,7 @@ def _split(waiting: list[_Waiting], count: int) -> list[_Waiting]:
     return first
 
 
-def _deliver(waiting: list[_Waiting], answers: list[Answer]) -> None:
+def _hand_out(waiting: list[_Waiting], answers: list[Answer]) -> None:
     """Give each its answer, then let each sink send what it got; a sink that fails harms no other."""
     for (_, sink, ticket, _, _), answer in zip(waiting, answers, strict=True):
         try:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct, structs
 
+from flashsale.attempts import GROUP_SIZE_MAX, SIZE_MAX_DEFAULT
 from flashsale.batching import Limits
 from flashsale.errors import ConfigError
 from flashsale.server import ServerLimits
@@ -67,6 +68,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Changes of each product that its ledger keeps although they are in the database."""
     ledger_age_s: float = Window().age_s
     """For how long a ledger keeps a change although it is in the database."""
+    record_attempts: bool = False
+    """Whether a server records what buyers ask and are told, in a process beside its own."""
+    attempts_size_max: int = SIZE_MAX_DEFAULT
     durability: Durability = Durability.LOCAL
     """What a confirmed sale survives."""
     replicas: int = 1
@@ -97,6 +101,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "backlog_max": (1, 2**40),
     "ledger_count": (0, 2**40),
     "ledger_age_s": (0, 2**31),
+    "attempts_size_max": (GROUP_SIZE_MAX, 2**32),
     "payload_size_max": (64, PAYLOAD_SIZE_MAX),
     "connection_count_max": (1, 1_000_000),
     "in_flight_count_max": (1, 65_536),

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -35,7 +35,7 @@ def supervise(
     work: Work,
     ready: Callable[[], None],
     *,
-    beside: Work | None = None,
+    beside: Sequence[Work] = (),
     stop_timeout_s: float,
 ) -> int:
     """Run `count` workers until SIGTERM or SIGINT; return the exit code.
@@ -44,7 +44,8 @@ def supervise(
         count: how many workers.
         work: what each of them does.
         ready: called here when all of them serve.
-        beside: what one more does, for whom nobody waits.
+        beside: what one more each does, for whom nobody waits; told to end once the workers have ended, or when the
+            last third of the time begins.
         stop_timeout_s: from the signal to kill -9 of what is left.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -61,8 +62,8 @@ def supervise(
                 _, status = os.waitpid(pid, 0)
                 del workers[pid]
                 return os.waitstatus_to_exitcode(status) or 1
-        if beside is not None:
-            _start_again(beside, workers, lifeline, held)
+        for what in beside:
+            _start_again(what, workers, lifeline, held)
         ready()
         while True:
             number = signal.sigwait(_SIGNALS)
@@ -78,7 +79,7 @@ def supervise(
             for _, what in ended:
                 _start_again(what, workers, lifeline, held)
     finally:
-        _stop(workers, stop_timeout_s)
+        _stop(workers, work, stop_timeout_s)
         os.close(held)
         os.close(lifeline)
 
@@ -159,15 +160,18 @@ def _dead(workers: Iterable[int]) -> list[tuple[int, int]]:
     return ended
 
 
-def _stop(workers: dict[int, tuple[float, Work]], timeout_s: float) -> None:
-    """Ask the workers to end, and kill those that have not when the time is up."""
-    for pid in workers:
-        os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_s
-    while workers and time.monotonic() < deadline:
-        for pid, _ in _dead(workers):
-            del workers[pid]
-        time.sleep(0.02)
+def _stop(workers: dict[int, tuple[float, Work]], work: Work, timeout_s: float) -> None:
+    """Ask the workers to end, then those beside them, and kill those that have not when the time is up."""
+    begun = time.monotonic()
+    serving = {pid for pid, (_, what) in workers.items() if what is work}
+    for some, until in (serving, begun + timeout_s * 2 / 3), (workers.keys() - serving, begun + timeout_s):
+        for pid in some & workers.keys():
+            os.kill(pid, signal.SIGTERM)
+        awaited = some | serving
+        while awaited & workers.keys() and time.monotonic() < until:
+            for pid, _ in _dead(workers):
+                del workers[pid]
+            time.sleep(0.02)
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -1,10 +1,12 @@
-"""The processes that carry orders: from the ledgers into the database, to a topic, from there into the database.
+"""The processes that carry orders: from the ledgers into the database, to a topic, from there; and attempts.
 
 Each builds what it needs from one Config and runs until SIGTERM or SIGINT. What is behind the imports in here takes
 longer to import than all else together.
 """
 
 import asyncio
+import logging
+import os
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -12,6 +14,7 @@ from typing import Protocol
 
 import uvloop
 
+from flashsale.attempts import Pipe
 from flashsale.backends import Store, open_admin, open_database, open_store
 from flashsale.config import Config, OnReject
 from flashsale.kafka.brokers import Topic
@@ -20,12 +23,19 @@ from flashsale.kafka.relay import Relay
 from flashsale.orders.database import Database
 from flashsale.orders.fence import Fence
 from flashsale.orders.mover import Mover
+from flashsale.orders.recording import Recorder
 from flashsale.store.outbox import RedisOutbox
 from flashsale.store.relayed import RelayedNotes
 from flashsale.store.trimming import Window
 
 _END_S = 3.0
 """From the signal to the end of one whose other side does not answer."""
+
+_RECORD_END_S = 2.0
+"""Likewise of a recorder; less than the last third of the time that a server has to end."""
+_RECORD_NICENESS = 19
+
+_log = logging.getLogger(__name__)
 
 Announce = Callable[[str], None]
 """Gets the one line that says between what orders are moved."""
@@ -91,6 +101,18 @@ async def _move_published(topic: Topic, group: str, database: Database) -> None:
         inbox = Inbox(topic, group)
         stack.push_async_callback(inbox.close)
         await run_until_told(Mover(inbox, database), end_s=_END_S)
+
+
+async def record(pipe: Pipe, database: Database) -> None:
+    """Write attempts into the database, with what the sale leaves of the cores."""
+    os.nice(_RECORD_NICENESS)
+    recorder = Recorder(pipe, database)
+    try:
+        await run_until_told(recorder, end_s=_RECORD_END_S)
+    finally:
+        if recorder.unsettled_count:
+            _log.error("%d attempts are not recorded: the database did not take them", recorder.unsettled_count)
+        await database.close()
 
 
 def _window(config: Config) -> Window:

@@ -874,3 +874,42 @@ def test_bug_in_group_commit_is_answered_unknown_and_service_goes_on(count: int)
         assert sale.engine.running_count == 0
 
     run()
+
+
+# The recorder
+
+
+class Evidence:
+    """A recorder that remembers."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Answer]] = []
+        self.calls: list[int] = []
+
+    def record(self, requests: list[Request], answers: list[Answer]) -> None:
+        self.calls.append(len(requests))
+        for request, answer in zip(requests, answers, strict=True):
+            self.told.append((request.user_id, without_version(answer)))
+
+
+@simulated
+async def test_a_recorder_is_told_what_everybody_is_told_once_for_each_batch() -> None:
+    sale, evidence = Sale(stock=3), Evidence()
+    sale.batcher = Batcher(sale.engine, Limits(batch_count_max=4, queue_count_max=6), evidence)
+    sale.buy(*range(8))  # there is no room for two
+    answers = await sale.end()
+    assert [answers[6], answers[7]] == [BUSY, BUSY]
+    assert evidence.calls == [1, 1, 4, 2]
+    assert sorted(evidence.told) == sorted((f"u{ticket}", answer) for ticket, answer in answers.items())
+
+
+@simulated
+async def test_a_recorder_is_told_of_those_who_were_answered_without_the_store() -> None:
+    sale, evidence = Sale(hang, always=REFUSED), Evidence()
+    sale.batcher = Batcher(sale.engine, None, evidence)
+    sale.buy(0)
+    await asyncio.sleep(0.5)
+    sale.buy(1, 2)
+    answers = await sale.end()
+    assert answers == {0: UNKNOWN, 1: NOT_EXECUTED, 2: NOT_EXECUTED}
+    assert evidence.told == [("u0", UNKNOWN), ("u1", NOT_EXECUTED), ("u2", NOT_EXECUTED)]

@@ -45,10 +45,10 @@ def test_later_sources_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [field.name for field in structs.fields(Config)])
 def test_each_setting_has_its_variable_and_its_key_in_the_file(tmp_path: Path, name: str) -> None:
     default = getattr(Config(), name)
-    of_type = {str: "x", int: 2_000, float: 5.5, bool: False, type(None): "redis://x", Durability: "relaxed"}
+    of_type = {str: "x", int: 2_000, float: 5.5, bool: not default, type(None): "redis://x", Durability: "relaxed"}
     of_type[OnReject] = "refund"
     value = of_type[type(default)]
-    value = 2 if name in {"workers", "replicas"} else value
+    value = {"workers": 2, "replicas": 2, "attempts_size_max": 70_000}.get(name, value)
     text = json.dumps(value)
     assert getattr(load_config(write(tmp_path, f"{name} = {text}\n"), {}), name) == value
     assert getattr(load_config(environment={f"FLASHSALE_{name.upper()}": str(value)}), name) == value

@@ -123,7 +123,7 @@ def buy(port, product_id):
 def test_a_sale_is_run_as_shown(home, environment):
     environment = environment | {"HOME": str(home), "LISTEN_ADDR": "127.0.0.1:0"}
     commands = re.findall(r"^flashsale ([^#\n]+)(?:# (.*))?", section("Run a sale"), re.MULTILINE)
-    elsewhere = {"demo", "completion", "orders", "export", "db", "worker", "relay", "recover"}
+    elsewhere = {"demo", "completion", "orders", "attempts", "export", "db", "worker", "relay", "recover"}
     assert {words.split()[0] for words, _ in commands} == set(cli.cli.commands) - elsewhere
     order_id = ""
     with ExitStack() as stack:
@@ -216,6 +216,24 @@ def test_a_lost_store_is_rebuilt_as_shown(home, environment):
         bought = purchase(server.port, "iphone15")
         assert (bought.remaining_stock, bought.version) == (1, 3)
         assert "3 units = 1 left + 0 held + 2 sold" in run("audit iphone15").stdout
+
+
+def test_attempts_are_read_as_shown(home, environment):
+    environment = environment | {"HOME": str(home)}
+    commands = re.findall(r"^flashsale ([^#>&\n]+)", section("Read the attempts"), re.MULTILINE)
+    assert [words.split()[0] for words in commands] == ["attempts", "attempts"]
+
+    def run(words):
+        command = [sys.executable, "-m", "flashsale", *shlex.split(words)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    run("init iphone15 3")
+    flags = ["--listen", "127.0.0.1:0", "--record-attempts"]
+    with ServerProcess(flags, environment=environment, log=subprocess.DEVNULL) as server:
+        buy(server.port, "iphone15")
+    listed, counted = map(run, commands)
+    assert re.search(r"SUCCESS +purchase +1 +- +2 +user_1$", listed, re.MULTILINE)
+    assert re.search(r"^SUCCESS +1$", counted, re.MULTILINE)
 
 
 async def drift(url):

@@ -175,6 +175,49 @@ sys.exit(supervise(2, work, serving, stop_timeout_s=0.5))
             os.kill(int(pid), 0)
 
 
+def test_those_beside_the_workers_are_told_to_end_when_the_workers_have(
+    supervisor: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    process = supervisor("""
+def slow(ready):
+    until_told(ready)
+    time.sleep(0.5)
+    print("a worker has ended", flush=True)
+
+def beside(ready):
+    until_told(ready)
+    print("one beside has ended", flush=True)
+
+sys.exit(supervise(2, slow, serving, beside=[beside, beside], stop_timeout_s=30))
+""")
+    served(process, 4)
+    process.terminate()
+    assert lines(process, 4) == 2 * ["a worker has ended"] + 2 * ["one beside has ended"]
+    assert process.wait(PATIENCE_S) == 0
+
+
+def test_those_beside_have_the_last_third_of_the_time_when_the_workers_do_not_end(
+    supervisor: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    process = supervisor("""
+def deaf(ready):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(os.getpid(), flush=True)
+    ready()
+    time.sleep(100)
+
+def beside(ready):
+    until_told(ready)
+    print("one beside has ended", flush=True)
+
+sys.exit(supervise(1, deaf, serving, beside=[beside], stop_timeout_s=1.5))
+""")
+    served(process, 2)
+    process.terminate()
+    assert lines(process, 1) == ["one beside has ended"]
+    assert process.wait(PATIENCE_S) == 0
+
+
 @needs_proc
 def test_workers_end_by_themselves_when_the_supervisor_is_killed(
     supervisor: Callable[..., "subprocess.Popen[str]"],

@@ -13,6 +13,7 @@ from click.exceptions import NoArgsIsHelpError
 from click.shell_completion import get_completion_class
 
 from flashsale import __version__, app, backends, demo
+from flashsale.cli.attempts import attempts
 from flashsale.cli.audit import audit, recover
 from flashsale.cli.carriers import relay, worker
 from flashsale.cli.look import buyers, holds, products, status, watch
@@ -50,6 +51,11 @@ def cli() -> None:
 @click.option("--backlog-max", type=int, help="Changes of a product that may wait for the database.")
 @on_reject_option
 @click.option("--orders/--no-orders", default=None, help="Move orders into the database.  [default: orders]")
+@click.option(
+    "--record-attempts/--no-record-attempts",
+    default=None,
+    help="Write what buyers ask and are told into the database.  [default: no-record-attempts]",
+)
 @database_option
 @store_options
 def serve(config: Config) -> None:
@@ -118,7 +124,7 @@ def completion(shell: str) -> None:
 
 for _command in (
     init, restock, refund, pause, resume, close, reset, status, buyers, holds, products, audit, recover,
-    watch, orders, export, db, worker, relay,
+    watch, orders, attempts, export, db, worker, relay,
 ):  # fmt: skip
     cli.add_command(_command)
 

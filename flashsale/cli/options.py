@@ -65,7 +65,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON a
 product_argument = click.argument("product_id", metavar="ID", type=PRODUCT_ID)
 
 
-_SERVER_OPTIONS = ("listen", "workers", "durability", "replicas", "database", "orders", "backlog_max", "on_reject")
+_SERVER_OPTIONS = (
+    *("listen", "workers", "durability", "replicas"),
+    *("database", "orders", "backlog_max", "on_reject", "record_attempts"),
+)
 
 
 def store_options(command: Callable[..., T]) -> Callable[..., T]:

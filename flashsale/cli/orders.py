@@ -65,7 +65,7 @@ def list_orders(config: Config, product_id: str | None, *, user_id: str | None, 
     async def call(database: "Database") -> list[dict[str, Any]]:
         return [_shown(row) async for row in reports.list_orders(database, product_id, user_id)]
 
-    found = _with_database(config, call)
+    found = with_database(config, call)
     if as_json:
         print_json(found)
         return
@@ -84,7 +84,7 @@ def dead(config: Config, *, as_json: bool) -> None:
     """List the changes that the database did not take."""
     from flashsale.orders import reports
 
-    found = [_shown(row) for row in _with_database(config, reports.list_dead_letters)]
+    found = [_shown(row) for row in with_database(config, reports.list_dead_letters)]
     if as_json:
         print_json(found)
         return
@@ -104,7 +104,7 @@ def retry(config: Config, number: int) -> None:
     from flashsale.orders import reports
 
     now_ms = int(time.clock_gettime(time.CLOCK_REALTIME) * 1000)
-    if not _with_database(config, lambda database: reports.retry(database, number, now_ms)):
+    if not with_database(config, lambda database: reports.retry(database, number, now_ms)):
         raise click.ClickException(f"There is no dead letter {number}")
     click.echo(f"✓ Dead letter {number} is in the database")
 
@@ -133,7 +133,7 @@ def export(config: Config, product_id: str, *, form: str | None) -> None:
             async for row in reports.list_orders(database, product_id):
                 print_json(_shown(row))
 
-    _with_database(config, call)
+    with_database(config, call)
 
 
 @click.group()
@@ -146,14 +146,16 @@ def db() -> None:
 @store_options
 def upgrade(config: Config) -> None:
     """Make the tables, or bring them up to date; a server does it too when it starts."""
-    applied = _with_database(config, lambda database: database.upgrade(), upgrade=False)
+    applied = with_database(config, lambda database: database.upgrade(), upgrade=False)
     for name in applied:
         click.echo(f"✓ {name}")
     if not applied:
         click.echo("✓ The tables are up to date")
 
 
-def _with_database(config: Config, call: Callable[["Database"], Awaitable[T]], *, upgrade: bool = True) -> T:
+def with_database(config: Config, call: Callable[["Database"], Awaitable[T]], *, upgrade: bool = True) -> T:
+    """Return what the call returns, with the database of the settings, whose tables are made first."""
+
     async def run() -> T:
         database = backends.open_database(config)
         try:
@@ -168,9 +170,12 @@ def _with_database(config: Config, call: Callable[["Database"], Awaitable[T]], *
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with its times as text: ISO 8601, in UTC."""
-    return {name: _moment(value) if name in _MOMENTS and value is not None else value for name, value in row.items()}
+    return {
+        name: shown_moment(value) if name in _MOMENTS and value is not None else value for name, value in row.items()
+    }
 
 
-def _moment(at_ms: int) -> str:
+def shown_moment(at_ms: int) -> str:
+    """Return a time as text: ISO 8601, in UTC."""
     seconds, milliseconds = divmod(at_ms, 1000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03d}Z"

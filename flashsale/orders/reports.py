@@ -1,16 +1,17 @@
-"""What is asked of the tables: orders, and changes that the database did not take."""
+"""What is asked of the tables: orders, changes that the database did not take, and attempts."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flashsale.domain.sale import Change
 from flashsale.orders.database import Database
 from flashsale.orders.moving import Portion, write_row
-from flashsale.orders.tables import dead_letters, orders
+from flashsale.orders.tables import attempt_recorders, attempts, attempts_dropped, dead_letters, orders
 
 ORDER_COLUMNS = tuple(column.name for column in orders.c)
 _PAGE_COUNT = 2_000
@@ -65,3 +66,57 @@ async def _take_letter(connection: AsyncConnection, number: int, now_ms: int) ->
     if letter is not None:
         await connection.execute(sa.update(dead_letters).where(is_it).values(solved_at=now_ms))
     return letter
+
+
+class AttemptsWanted(Struct, frozen=True, kw_only=True):
+    """Which attempts; None means of any."""
+
+    product_id: str
+    user_id: str | None = None
+    outcome: str | None = None
+
+    def condition(self) -> sa.ColumnElement[bool]:
+        """Return what holds of their rows."""
+        is_it = attempts.c.product_id == self.product_id
+        if self.user_id is not None:
+            is_it &= attempts.c.user_id == self.user_id
+        if self.outcome is not None:
+            is_it &= attempts.c.outcome == self.outcome
+        return is_it
+
+
+async def list_attempts(database: Database, wanted: AttemptsWanted) -> AsyncIterator[dict[str, Any]]:
+    """Yield attempts, the oldest first; a row by the names of its columns, times in Unix ms."""
+    query = sa.select(attempts).where(wanted.condition()).order_by(attempts.c.id).limit(_PAGE_COUNT)
+    last = 0
+    while True:
+        async with database.reading() as connection:
+            page = (await connection.execute(query.where(attempts.c.id > last))).mappings().all()
+        for row in page:
+            yield dict(row)
+        if len(page) < _PAGE_COUNT:
+            return
+        last = page[-1]["id"]
+
+
+async def count_attempts(database: Database, wanted: AttemptsWanted) -> dict[str, int]:
+    """Return how many attempts had which outcome, the most frequent first."""
+    count = sa.func.count()
+    query = sa.select(attempts.c.outcome, count).where(wanted.condition()).group_by(attempts.c.outcome)
+    async with database.reading() as connection:
+        found = [(outcome, number) for outcome, number in await connection.execute(query)]
+    return dict(sorted(found, key=lambda pair: (-pair[1], pair[0])))
+
+
+async def count_dropped(database: Database) -> dict[str, int]:
+    """Return how many attempts, of whatever products, were dropped for which reason."""
+    count = sa.func.sum(attempts_dropped.c.attempt_count)
+    query = sa.select(attempts_dropped.c.reason, count).group_by(attempts_dropped.c.reason)
+    async with database.reading() as connection:
+        return {reason: int(number) for reason, number in await connection.execute(query)}
+
+
+async def has_recorded(database: Database) -> bool:
+    """Return whether a server ever recorded attempts here."""
+    async with database.reading() as connection:
+        return (await connection.execute(sa.select(attempt_recorders.c.name).limit(1))).first() is not None

@@ -1,6 +1,6 @@
 """The tables: what a shop reads of its sales. Made by the migrations beside this file, which have the same names.
 
-Every row but those of dead_letters follows from the ledger alone.
+Every row follows from the ledger alone, but those of dead_letters and of the attempts, which are no part of it.
 """
 
 from datetime import UTC, datetime
@@ -171,4 +171,38 @@ dead_letters = Table(
     Column("solved_at", Moment),
     UniqueConstraint("product_id", "epoch", "version"),
     **ANY_TEXT,
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("product_id", Name(ID_SIZE_MAX), nullable=False),
+    Column("user_id", Name(USER_ID_SIZE_MAX)),  # of what is asked of a hold, by its code, there is none
+    Column("kind", Name(8), nullable=False),
+    Column("quantity", BigInteger),
+    Column("item_id", BigInteger),
+    Column("request_id", Name(REQUEST_ID_SIZE_MAX)),
+    Column("outcome", Name(16), nullable=False),
+    Column("detail", Text),
+    Column("version", BigInteger),
+    Index(None, "product_id", "id"),
+    **ANY_TEXT,
+)
+
+attempts_dropped = Table(
+    "attempts_dropped",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", Moment, nullable=False),
+    Column("attempt_count", BigInteger, nullable=False),
+    Column("reason", Name(16), nullable=False),  # full, refused, killed
+)
+
+attempt_recorders = Table(
+    "attempt_recorders",
+    metadata,
+    Column("name", Name(16), primary_key=True),  # of the run of a server
+    Column("settled", BigInteger, nullable=False),  # its attempts in the two tables above
 )

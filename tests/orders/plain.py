@@ -1,5 +1,6 @@
 """What the tables must hold, worked out change by change in the plainest way; and what they do hold."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from flashsale.domain.ids import OrderRef, make_order_id
 from flashsale.domain.sale import Change, Kind
 from flashsale.orders.database import Database
-from flashsale.orders.tables import dead_letters, holds, metadata, orders, products
+from flashsale.orders.tables import attempts, attempts_dropped, dead_letters, holds, metadata, orders, products
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -102,3 +103,20 @@ async def clear(database: Database) -> None:
     async with database.writing() as connection:
         for table in metadata.sorted_tables:
             await connection.execute(sa.delete(table))
+
+
+async def read_attempts(database: Database) -> list[dict[str, Any]]:
+    """Return the attempts in the order in which they were written, without when."""
+    async with database.reading() as connection:
+        found = (await connection.execute(sa.select(attempts).order_by(attempts.c.id))).mappings()
+        return [{name: row[name] for name in row if name not in {"id", "at"}} for row in found]
+
+
+async def read_dropped(database: Database) -> dict[str, int]:
+    """Return how many attempts were dropped, by reason."""
+    counts: Counter[str] = Counter()
+    async with database.reading() as connection:
+        for row in (await connection.execute(sa.select(attempts_dropped))).mappings():
+            assert row["attempt_count"] > 0
+            counts[row["reason"]] += row["attempt_count"]
+    return dict(counts)
