@@ -14,6 +14,7 @@ from typing import Protocol
 
 import uvloop
 
+from flashsale import crash
 from flashsale.attempts import Pipe
 from flashsale.backends import Store, open_admin, open_database, open_store
 from flashsale.config import Config, OnReject
@@ -47,6 +48,7 @@ def move_orders(config: Config, announce: Announce) -> None:
     Raises:
         FlashsaleError: an address is none, or the embedded store does not start.
     """
+    crash.arm()
     database = open_database(config)
     with open_store(config) as store:
         announce(f"Worker started - Redis: {store}, database: {database}")
@@ -55,6 +57,7 @@ def move_orders(config: Config, announce: Announce) -> None:
 
 def relay_orders(config: Config, topic: Topic, announce: Announce) -> None:
     """Publish orders to a topic until a signal ends it; see move_orders."""
+    crash.arm()
     with open_store(config) as store:
         announce(f"Relay started - Redis: {store}, Kafka: {topic.brokers}, topic: {topic.name}")
         uvloop.run(_relay(config, store, topic))
@@ -62,6 +65,7 @@ def relay_orders(config: Config, topic: Topic, announce: Announce) -> None:
 
 def move_published_orders(config: Config, topic: Topic, group: str, announce: Announce) -> None:
     """Move orders from a topic into the database until a signal ends it, as a member of a group; see move_orders."""
+    crash.arm()
     database = open_database(config)
     announce(f"Worker started - Kafka: {topic.brokers}, topic: {topic.name}, group: {group}, database: {database}")
     uvloop.run(_move_published(topic, group, database))

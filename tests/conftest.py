@@ -1,5 +1,6 @@
 """Real stores and real servers for the tests, each in a directory of its own, and ids that no other test uses."""
 
+import json
 import os
 import secrets
 import shutil
@@ -10,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -30,7 +32,41 @@ PATIENCE_S = 30.0  # for what is right to come on a busy machine; no promise is 
 settings.register_profile("flashsale", deadline=None, derandomize=True, max_examples=100)
 # `pytest --hypothesis-profile deep --timeout 0`: others each time and fifty times as many, for a night.
 settings.register_profile("deep", deadline=None, max_examples=5_000, print_blob=True)
+# `pytest --hypothesis-profile brief`: where only the lines that are reached count.
+settings.register_profile("brief", deadline=None, derandomize=True, max_examples=10)
 settings.load_profile("flashsale")  # pytest loads the one that its flag names after this
+
+
+# The table of faults
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the faults of this run did, if there were any."""
+    found = [
+        json.loads(str(value))
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == "fault" and report.when == "call"
+    ]
+    if found:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(show_faults(found))
+
+
+def show_faults(found: list[dict[str, Any]]) -> str:
+    """Return a table with a row for each fault and level: sums over its seeds, and the longest way back."""
+    sums = ("calls", "acknowledged", "unknown", "lost", "twice", "oversold")
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in found:
+        rows.setdefault((row["number"], row["what"], row["level"]), []).append(row)
+    lines = [("fault", "what", "level", "seeds", *sums, "back after s", "database")]
+    for head, alike in sorted(rows.items(), key=lambda item: (int(item[0][0].split()[0][1:]), item[0])):
+        counted = [str(sum(row[name] for row in alike)) for name in sums]
+        databases = ", ".join(sorted({row["database"] for row in alike}))
+        lines.append((*head, str(len(alike)), *counted, f"{max(row['back_s'] for row in alike):.2f}", databases))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
 # Directories

@@ -27,6 +27,7 @@ from flashsale.store.durability import REQUIRED, Durability
 from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
 from flashsale.wire import decode_event
+from tests.command_line import call_here
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -173,8 +174,7 @@ def test_orders_are_read_as_shown(home, environment):
     assert {words.split()[0] for words in commands} == {"orders", "export", "db", "worker"}
 
     def run(words):
-        command = [sys.executable, "-m", "flashsale", *shlex.split(words)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return call_here(shlex.split(words), environment)
 
     assert run("init iphone15 3").returncode == 0
     with ServerProcess(["--listen", "127.0.0.1:0"], environment=environment, log=subprocess.DEVNULL) as server:

@@ -16,8 +16,6 @@ import redis
 
 from flashsale.launch import ServerProcess
 
-pytestmark = pytest.mark.faults
-
 PRODUCT = "p"
 STORE_BACK_S = 5.0  # service resumes by itself so soon after the store's restart
 DEADLINE_S = 2.0  # nobody waits longer for an answer while the store is silent

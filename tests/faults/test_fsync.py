@@ -12,8 +12,6 @@ import redis
 from flashsale import Client, SoldOut, Success
 from flashsale.launch import ServerProcess
 
-pytestmark = pytest.mark.faults
-
 T = TypeVar("T")
 DELAY_S = 0.5
 

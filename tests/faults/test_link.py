@@ -16,8 +16,6 @@ import redis
 from flashsale import Answer, Client, ProductStatus, SoldOut, Success, Unavailable, Unknown
 from flashsale.launch import ServerProcess
 
-pytestmark = pytest.mark.faults
-
 StartServer = Callable[..., ServerProcess]
 GatherCrowd = Callable[..., Awaitable[Any]]
 

@@ -50,10 +50,13 @@ class Market:
         self.held: deque[Held] = deque(maxlen=500)  # to be confirmed, extended or cancelled
         self.forgotten: deque[Held] = deque(maxlen=500)  # to be confirmed when it is too late
         self.ended: deque[str] = deque(maxlen=100)  # codes that were used
+        self.unsettled: deque[Request] = deque(maxlen=500)  # with request ids, and nobody knows what became of them
         self.orders: deque[str] = deque(maxlen=500)
 
     def learn(self, request: Request, answer: Answer | None, chance: random.Random) -> None:
         """Note what an answer is good for."""
+        if isinstance(answer, Unknown | Unavailable | None) and getattr(request, "request_id", None) is not None:
+            self.unsettled.append(request)
         if isinstance(answer, Held) and isinstance(request, Reserve) and not answer.duplicate:
             (self.forgotten if chance.random() < 0.5 else self.held).append(answer)
         elif isinstance(answer, Success) and not answer.duplicate:
@@ -73,6 +76,10 @@ class Habits(Struct, frozen=True, kw_only=True):
     burst_max: int = 6
     cuts: float = 0.01
     """The share of bursts after which the client hangs up without waiting for the answers."""
+    stays: int = 0
+    """Bursts on one connection, before the next one is made to any of the servers; 0: as many as it bears."""
+    insists: bool = False
+    """Whether a request with a request id of which nobody knows what became is asked again before anything else."""
 
 
 class Crowd:
@@ -100,6 +107,7 @@ class Crowd:
         self._connections = count(1)
         self._asked_count = 0
         self._begun = 0.0
+        self._enough = False
 
     @property
     def orders(self) -> list[str]:
@@ -112,6 +120,10 @@ class Crowd:
         seeds = [self._chance.random() for _ in range(self._habits.clients)]
         await asyncio.gather(*(self._shop(random.Random(seed)) for seed in seeds))
 
+    def end(self) -> None:
+        """Let everyone hear his last answers, and leave."""
+        self._enough = True
+
     async def hears(self, count: int) -> None:
         """Wait until so many more calls have ended, or the crowd is about to leave."""
         count += len(self.recorder.calls)
@@ -122,6 +134,8 @@ class Crowd:
 
     def _goes_on(self) -> bool:
         habits, elapsed_s = self._habits, time.monotonic() - self._begun
+        if self._enough:
+            return False
         if elapsed_s > habits.seconds and (self._asked_count >= habits.calls_min or elapsed_s > 5 * habits.seconds):
             return False
         return self._asked_count < habits.calls_max
@@ -160,7 +174,9 @@ class Crowd:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chance: random.Random) -> None:
         name = f"connection {next(self._connections)}"
         frames = FrameReader()
-        while self._goes_on():
+        for turn in count(1):
+            if not self._goes_on():
+                return
             market = chance.choice(self._markets)
             burst = self._burst(market, chance)
             self._asked_count += len(burst)
@@ -183,7 +199,10 @@ class Crowd:
             finally:
                 for request in burst[answered:]:
                     self.recorder.note(name, request, begin, None)
+                    market.learn(request, None, chance)
             await asyncio.sleep(chance.uniform(0, self._habits.pause_max_s))
+            if turn == self._habits.stays:
+                return
 
     # What to ask
 
@@ -207,6 +226,8 @@ class Crowd:
 
     def _request(self, market: Market, chance: random.Random) -> Request:
         product_id, terms = market.sale.product_id, market.sale.terms
+        if market.unsettled and self._habits.insists:
+            return market.unsettled.popleft()
         turn = chance.random()
         if turn < 0.2 and market.asked:
             request = chance.choice(market.asked)
