@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 class Sales(Protocol):
     """The sales in a store; see flashsale.store.outbox. Its calls raise StoreUnavailableError."""
 
-    async def store_name(self) -> str:
-        """Return the name of the store."""
+    async def store_name(self, *, give: bool = False) -> str:
+        """Return the name of the store, which is given one if need be."""
         ...
 
     async def standings(self, product_ids: Sequence[str]) -> list[Standing]:
@@ -68,7 +68,7 @@ class Fence:
             self._has_tables = await self._database.has_table(stores.name)
         if not self._has_tables:
             return []
-        store = await self._sales.store_name()
+        store = await self._sales.store_name(give=self._writes)
         # as of one instant: what it says of earlier sales must not be newer than what it says of the last one
         async with self._database.reading(one_instant=True) as connection:
             known = await positions(connection)

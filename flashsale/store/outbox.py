@@ -53,7 +53,6 @@ class RedisOutbox:
         self._stores = stores
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
         self._trimmer = Trimmer(self._redis, window or Window())
-        self._name = secrets.token_hex(16)  # of the store, if it has none yet
         self._begin = 0  # at which product the next reading begins, so that each gets its turn
         self._ends: dict[str, int] = {}  # versions with which messages end, as far as they were read
 
@@ -73,7 +72,8 @@ class RedisOutbox:
                 for name in names:
                     pipeline.hmget(keys.key(name, "sale"), "epoch", "state")
                     pipeline.type(keys.key(name, "orders"))
-                pipeline.set(keys.MOVERS, self._name, nx=True)  # a store that is full may refuse it
+                # a name that no store had before; one that is full may refuse it
+                pipeline.set(keys.MOVERS, secrets.token_hex(16), nx=True)
                 told = await pipeline.execute(raise_on_error=False)
         return {
             name: sale[0].decode(errors="replace")
@@ -123,9 +123,15 @@ class RedisOutbox:
         names = dict(zip(streams, positions, strict=True))
         return [(names[key], messages) for key, messages in found]
 
-    async def store_name(self) -> str:
-        """Return the name that this store was given when its orders first went into a database; empty before."""
+    async def store_name(self, *, give: bool = False) -> str:
+        """Return the name that this store was given when its orders first went into a database; empty before.
+
+        Args:
+            give: whether to give it one now, if it has none.
+        """
         async with self._errors():
+            if give:
+                await self._redis.set(keys.MOVERS, secrets.token_hex(16), nx=True)
             name = cast("bytes | None", await self._redis.get(keys.MOVERS))
         return (name or b"").decode(errors="replace")
 

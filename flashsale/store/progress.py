@@ -39,7 +39,7 @@ class Progress:
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
         self._known: dict[str, tuple[str, int]] = {}
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
-        self._wanted: set[str] = set()  # products to ask about once more
+        self._wanted: dict[str, Place] = {}  # by products: where the database is expected, though nobody waits
 
     async def __aenter__(self) -> Self:
         """Listen, and ask while somebody waits."""
@@ -61,9 +61,18 @@ class Progress:
         known = self._known.get(product_id)
         return known is not None and known[0] == epoch and known[1] >= version
 
-    def ask_for(self, place: Place) -> None:
-        """Have the store asked about a place for which nobody waits at present."""
-        self._wanted.add(place[0])
+    def expect(self, place: Place) -> None:
+        """Have the store asked whether the database has come to a place, though nobody waits there at present."""
+        self._wanted[place[0]] = place
+
+    def is_expected(self, place: Place) -> bool:
+        """Return whether the database may still come to a place that is expected.
+
+        It may not once the store does not know that place any more: it was lost, or the product was opened anew.
+        """
+        if self.has_reached(place):
+            self._wanted.pop(place[0], None)
+        return self._wanted.get(place[0]) == place
 
     async def reach(self, places: Sequence[Place], timeout_s: float) -> None:
         """Wait until the database has come to all of these places, or for so long."""
@@ -107,19 +116,23 @@ class Progress:
         while True:
             await asyncio.sleep(_ASK_S)
             with suppress(RedisError, OSError, ValueError):
-                await self._ask([*self._waiting, *self._wanted])
-                self._wanted.clear()
+                await self._ask(list({*self._waiting, *self._wanted}))
 
     async def _ask(self, product_ids: Sequence[str]) -> None:
         if not product_ids:
             return
+        expected = dict(self._wanted)  # what the answer is newer than
         async with self._redis.pipeline(transaction=False) as pipeline:
             for product_id in product_ids:
-                pipeline.hmget(keys.key(product_id, "sale"), "epoch", "stored")
+                pipeline.hmget(keys.key(product_id, "sale"), "epoch", "stored", "version")
             found = await pipeline.execute(raise_on_error=False)
         for product_id, told in zip(product_ids, found, strict=True):
-            if isinstance(told, list) and None not in told:
-                self._learn(product_id, told[0].decode(), int(told[1]))
+            if not isinstance(told, list):
+                continue
+            epoch, stored, version = (told[0] or b"").decode(), int(told[1] or 0), int(told[2] or 0)
+            if product_id in expected and (expected[product_id][1] != epoch or expected[product_id][2] > version):
+                self._wanted.pop(product_id, None)
+            self._learn(product_id, epoch, stored)
 
     def _learn(self, product_id: str, epoch: str, version: int) -> None:
         if product_id not in self._known and len(self._known) >= _KNOWN_COUNT_MAX:

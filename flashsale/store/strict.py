@@ -57,10 +57,9 @@ class StrictEngine(RedisEngine):
         if batch.product_id not in self._owed:
             return False
         sequence, place = self._owed[batch.product_id]
-        if self._progress.has_reached(place):
+        if not self._progress.is_expected(place):
             del self._owed[batch.product_id]
             return False
-        self._progress.ask_for(place)
         return batch.sequence != sequence
 
     def _settle(self, batch: Batch, outcome: Outcome | None) -> Outcome:
@@ -70,4 +69,5 @@ class StrictEngine(RedisEngine):
         if place is None or self._progress.has_reached(place):
             return outcome
         self._owed[batch.product_id] = batch.sequence, place
+        self._progress.expect(place)
         return Ambiguous(_NOT_THERE)

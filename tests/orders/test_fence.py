@@ -242,6 +242,27 @@ async def test_a_frozen_product_is_forgotten_when_the_operator_says_so(shop: Sho
     assert {row["user_id"] for row in (await plain.read(shop.database))["orders"]} == {"a", "b"}
 
 
+async def test_a_store_that_is_lost_at_once_is_known_to_be(shop: Shop, fence: Fence) -> None:
+    await shop.open("p", 5)
+    assert await fence.check() == []
+    await shop.buy("p", "a")
+    async with shop.mover() as mover:
+        await shop.step(mover)
+    await shop.redis.flushall()
+    assert await fence.check() == ["p"]
+
+
+async def test_a_mover_that_saw_the_store_before_it_was_lost_gives_it_no_old_name(shop: Shop, fence: Fence) -> None:
+    await shop.open("p", 5)
+    await shop.buy("p", "a")
+    async with shop.mover() as mover:
+        await shop.step(mover)
+        assert await fence.check() == []
+        await shop.redis.flushall()
+        await mover.look()
+        assert await fence.check() == ["p"]
+
+
 async def test_a_sale_that_is_whole_is_only_audited(shop: Shop, admin: Admin, fence: Fence) -> None:
     await shop.open("p", 5)
     await shop.buy("p", "a")

@@ -13,7 +13,8 @@ end
 redis.call('SET', KEYS[1], ARGV[5])
 redis.call('DEL', KEYS[4], KEYS[5])
 redis.call('HSET', KEYS[4], 'epoch', ARGV[2], 'version', ARGV[3], 'sold', '0', 'held', '0', 'due', '0', 'state', 'frozen',
-  'moved', ARGV[3], 'checkpoint', ARGV[4], unpack(ARGV, 6))
+  'moved', ARGV[3], 'stored', ARGV[3],
+  'checkpoint', ARGV[4], unpack(ARGV, 6))
 -- an empty ledger, whose next change is the one behind that version
 redis.call('XADD', KEYS[5], ARGV[3] .. '-0', 'at', '0')
 redis.call('XTRIM', KEYS[5], 'MAXLEN', 0)
