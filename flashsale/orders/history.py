@@ -1,12 +1,20 @@
-"""What the tables know of a sale: enough to refund an order, to audit the sale, and to rebuild it."""
+"""What the tables know of a sale: enough to refund an order, to audit the sale, and to rebuild it.
+
+A dead letter belongs to it as the rows do: what it tells of did happen, and is counted.
+"""
+
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flashsale.domain.counters import Counters
-from flashsale.domain.sale import Terms
+from flashsale.domain.ids import parse_order_id
+from flashsale.domain.sale import Change, Terms
 from flashsale.orders.database import Database
-from flashsale.orders.tables import holds, orders, products
+from flashsale.orders.moving import Portion, Rows, work_out
+from flashsale.orders.tables import dead_letters, holds, orders, products
 from flashsale.store.records import HoldRecord
 from flashsale.store.replay import Base, PastOrder
 
@@ -21,20 +29,23 @@ async def read_base(database: Database, product_id: str) -> Base | None:
         if product is None:
             return None
         of_orders = sa.and_(orders.c.product_id == product_id, orders.c.epoch == product["epoch"])
-        found = await connection.execute(sa.select(orders).where(of_orders).order_by(orders.c.version))
-        past = [_order(row) for row in found.mappings()]
+        found = await connection.execute(sa.select(orders).where(of_orders))
+        past = {row["version"]: dict(row) for row in found.mappings()}
         of_holds = sa.and_(
             holds.c.product_id == product_id, holds.c.epoch == product["epoch"], holds.c.status == "held"
         )
-        found = await connection.execute(sa.select(holds).where(of_holds).order_by(holds.c.version))
-        standing = [_hold(row) for row in found.mappings()]
+        found = await connection.execute(sa.select(holds).where(of_holds))
+        held = {row["version"]: dict(row) for row in found.mappings()}
+        for rows in await _read_letters(connection, product_id, product["epoch"]):
+            _add(rows.orders, rows.refunds, past)
+            _add(rows.holds, rows.hold_changes, held)
     return Base(
         epoch=product["epoch"],
         counters=Counters(*(product[name] for name in ("version", "initial", "restocked", "sold", "held", "state"))),
         early_count=product["early"],
         terms=_decode_terms(product["terms"]) if product["terms"] else None,
-        orders=past,
-        holds=standing,
+        orders=[_order(past[version]) for version in sorted(past)],
+        holds=[_hold(held[version]) for version in sorted(held) if held[version]["status"] == "held"],
     )
 
 
@@ -43,10 +54,40 @@ async def find_order(database: Database, order_id: str) -> PastOrder | None:
     async with database.reading() as connection:
         query = sa.select(orders).where(orders.c.order_id == order_id)
         row = (await connection.execute(query)).mappings().first()
-    return None if row is None else _order(row)
+        ref = parse_order_id(order_id)
+        if row is not None or ref is None:
+            return None if row is None else _order(dict(row))
+        letters = await _read_letters(connection, ref.product_id, ref.epoch, ref.version)
+    found = [row for rows in letters for row in rows.orders.values() if row["order_id"] == order_id]
+    return _order(found[0]) if found else None
 
 
-def _order(row: sa.RowMapping) -> PastOrder:
+async def _read_letters(
+    connection: AsyncConnection, product_id: str, epoch: str, version: int | None = None
+) -> list[Rows]:
+    """Return what the dead letters of a sale do to the tables, by version; of one version alone if it is given."""
+    query = sa.select(dead_letters.c.entry, dead_letters.c.later).where(
+        dead_letters.c.product_id == product_id, dead_letters.c.epoch == epoch, dead_letters.c.solved_at.is_(None)
+    )
+    if version is not None:
+        query = query.where(dead_letters.c.version == version)
+    letters = []
+    for entry, later in await connection.execute(query.order_by(dead_letters.c.version)):
+        rows = work_out(Portion(product_id, epoch, [msgspec.json.decode(entry, type=Change)]))
+        for row in (*rows.orders.values(), *rows.holds.values()):
+            row.update(msgspec.json.decode(later))
+        letters.append(rows)
+    return letters
+
+
+def _add(new: dict[int, dict[str, Any]], changed: dict[int, dict[str, Any]], rows: dict[int, dict[str, Any]]) -> None:
+    """Add new rows to those of a table, and what has become of others."""
+    rows.update(new)
+    for version in changed.keys() & rows.keys():
+        rows[version].update(changed[version])
+
+
+def _order(row: dict[str, Any]) -> PastOrder:
     return PastOrder(
         version=row["version"],
         at_ms=row["created_at"],
@@ -59,7 +100,7 @@ def _order(row: sa.RowMapping) -> PastOrder:
     )
 
 
-def _hold(row: sa.RowMapping) -> tuple[HoldRecord, int]:
+def _hold(row: dict[str, Any]) -> tuple[HoldRecord, int]:
     record = HoldRecord(
         row["user_id"],
         row["quantity"],

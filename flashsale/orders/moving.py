@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flashsale.domain.counters import Counters
@@ -30,7 +30,7 @@ class Portion(Struct, frozen=True):
     changes: Sequence[Change]
 
 
-class _Rows:
+class Rows:
     """What a portion does to the tables, followed change by change."""
 
     def __init__(self, portion: Portion) -> None:
@@ -125,7 +125,7 @@ async def move(connection: AsyncConnection, portions: Sequence[Portion]) -> int:
         if not changes:
             continue
         count += len(changes)
-        rows = _work_out(portion, changes)
+        rows = work_out(structs.replace(portion, changes=changes))
         await _write_product(connection, portion, changes, rows, epoch)
         await _write_updates(connection, portion, rows)
         new_orders += rows.orders.values()
@@ -157,7 +157,7 @@ async def write_row(connection: AsyncConnection, portion: Portion, later: Mappin
         portion: the change.
         later: what has become of the row since.
     """
-    rows = _work_out(portion, portion.changes)
+    rows = work_out(portion)
     for row in (*rows.orders.values(), *rows.holds.values()):
         row.update(later)
     await _write_updates(connection, portion, rows)
@@ -171,7 +171,7 @@ async def bury(connection: AsyncConnection, portion: Portion, reason: str) -> No
     known = await _lock(connection, [portion])
     if portion.product_id not in known or not _unseen(portion, *known[portion.product_id]):
         return
-    rows = _work_out(portion, portion.changes)
+    rows = work_out(portion)
     await _write_product(connection, portion, portion.changes, rows, known[portion.product_id][0])
     letter = {
         "product_id": portion.product_id,
@@ -202,15 +202,16 @@ def _unseen(portion: Portion, epoch: str, version: int) -> Sequence[Change]:
     return changes[version + 1 - changes[0].version :]
 
 
-def _work_out(portion: Portion, changes: Sequence[Change]) -> _Rows:
-    rows = _Rows(portion)
-    for change in changes:
+def work_out(portion: Portion) -> Rows:
+    """Return what a portion does to the tables."""
+    rows = Rows(portion)
+    for change in portion.changes:
         rows.feed(change)
     return rows
 
 
 async def _write_product(
-    connection: AsyncConnection, portion: Portion, changes: Sequence[Change], rows: _Rows, known_epoch: str
+    connection: AsyncConnection, portion: Portion, changes: Sequence[Change], rows: Rows, known_epoch: str
 ) -> None:
     """Move a product on, which stands in the table with another sale, with this one, or not at all ("")."""
     first, last = changes[0], changes[-1]
@@ -238,7 +239,7 @@ async def _write_product(
         await connection.execute(sa.insert(products).values(begun | {"product_id": portion.product_id}))
 
 
-async def _write_updates(connection: AsyncConnection, portion: Portion, rows: _Rows) -> None:
+async def _write_updates(connection: AsyncConnection, portion: Portion, rows: Rows) -> None:
     """Write what becomes of rows of earlier transactions."""
     if rows.hold_changes or rows.refunds:
         await _write_updates_of_letters(connection, portion, rows.hold_changes | rows.refunds)

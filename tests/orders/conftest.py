@@ -1,9 +1,10 @@
 """Databases for the tests of the orders: every test that asks for one runs on SQLite, PostgreSQL and MariaDB."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from flashsale.orders.database import Database, database_url
 from flashsale.store.embedded import EmbeddedStore
@@ -69,3 +70,42 @@ async def shop(embedded: EmbeddedStore, database: Database, shared_url: str) -> 
     await made.redis.flushall()
     yield made
     await made.close()
+
+
+FORBIDDEN = {
+    "sqlite": (
+        """CREATE TRIGGER no_poison_{0} BEFORE INSERT ON {0} WHEN NEW.user_id = 'poison'
+        BEGIN SELECT RAISE(ABORT, 'no poison here'); END""",
+        "DROP TRIGGER no_poison_{0}",
+    ),
+    "postgresql": (
+        "ALTER TABLE {0} ADD CONSTRAINT no_poison_{0} CHECK (user_id <> 'poison')",
+        "ALTER TABLE {0} DROP CONSTRAINT no_poison_{0}",
+    ),
+    "mariadb": (
+        "ALTER TABLE {0} ADD CONSTRAINT no_poison_{0} CHECK (user_id <> 'poison')",
+        "ALTER TABLE {0} DROP CONSTRAINT no_poison_{0}",
+    ),
+}
+
+
+@pytest.fixture
+async def allow_poison(database: Database, dialect: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Have the database refuse rows of the user `poison`, until this is called."""
+    forbid, allow = FORBIDDEN[dialect]
+    forbidden = True
+
+    async def stop() -> None:
+        nonlocal forbidden
+        forbidden = False
+        await run(allow)
+
+    async def run(statement: str) -> None:
+        async with database.writing() as connection:
+            for table in ("orders", "holds"):
+                await connection.execute(sa.text(statement.format(table)))
+
+    await run(forbid)
+    yield stop
+    if forbidden:
+        await run(allow)

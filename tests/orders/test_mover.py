@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -389,44 +389,6 @@ async def test_a_key_of_another_type_blocks_only_its_own_product(shop: Shop, par
 
 
 # What the database does not take
-
-FORBIDDEN = {
-    "sqlite": (
-        """CREATE TRIGGER no_poison_{0} BEFORE INSERT ON {0} WHEN NEW.user_id = 'poison'
-        BEGIN SELECT RAISE(ABORT, 'no poison here'); END""",
-        "DROP TRIGGER no_poison_{0}",
-    ),
-    "postgresql": (
-        "ALTER TABLE {0} ADD CONSTRAINT no_poison_{0} CHECK (user_id <> 'poison')",
-        "ALTER TABLE {0} DROP CONSTRAINT no_poison_{0}",
-    ),
-    "mariadb": (
-        "ALTER TABLE {0} ADD CONSTRAINT no_poison_{0} CHECK (user_id <> 'poison')",
-        "ALTER TABLE {0} DROP CONSTRAINT no_poison_{0}",
-    ),
-}
-
-
-@pytest.fixture
-async def allow_poison(database: Database, dialect: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Have the database refuse rows of the user `poison`, until this is called."""
-    forbid, allow = FORBIDDEN[dialect]
-    forbidden = True
-
-    async def stop() -> None:
-        nonlocal forbidden
-        forbidden = False
-        await run(allow)
-
-    async def run(statement: str) -> None:
-        async with database.writing() as connection:
-            for table in ("orders", "holds"):
-                await connection.execute(sa.text(statement.format(table)))
-
-    await run(forbid)
-    yield stop
-    if forbidden:
-        await run(allow)
 
 
 @pytest.mark.usefixtures("no_pauses")

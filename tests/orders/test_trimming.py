@@ -6,15 +6,17 @@ from functools import partial
 
 import pytest
 
-from flashsale.domain.answers import ORDER_NOT_FOUND, Held
+from flashsale.domain.answers import ORDER_NOT_FOUND, Held, Success
 from flashsale.domain.ids import parse_order_id
 from flashsale.domain.requests import Cancel, Confirm, Extend, Pause, Purchase, Refund, Reserve, Restock
 from flashsale.domain.sale import Terms
 from flashsale.errors import RefusedError
+from flashsale.orders import mover
 from flashsale.orders.history import find_order, read_base
 from flashsale.store.admin import Admin
 from flashsale.store.report import Report
 from flashsale.store.trimming import Window
+from tests.orders import plain
 from tests.orders.shop import PATIENCE_S, Shop, until
 
 NOTHING = Window(count=0, age_s=0.0)
@@ -225,3 +227,34 @@ async def test_each_of_many_products_has_its_turn(shop: Shop) -> None:
         for _ in range(3):
             await mover.trim()
     assert {await length(shop, name) for name in names} == {1}
+
+
+@pytest.mark.usefixtures("allow_poison")
+async def test_what_is_a_dead_letter_still_has_its_item_and_its_buyer(
+    shop: Shop, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover, "TRIES_MAX", 1)
+    await shop.open("p", 20, TERMS["numbered"])
+    bought = await shop.ask("p", *(Purchase("p", user) for user in ("a", "poison", "poison", "b")))
+    orders = [answer.order_id for answer in bought if isinstance(answer, Success)]
+    held = await shop.ask("p", *(Reserve("p", user) for user in ("poison", "poison", "poison", "c")))
+    codes = [answer.code for answer in held if isinstance(answer, Held)]
+
+    async def is_moved() -> bool:
+        return await shop.redis.hget("product:p:sale", "moved") == await shop.redis.hget("product:p:sale", "version")
+
+    async with shop.moving():
+        await until(is_moved)
+        await shop.ask("p", Confirm(codes[0]), Cancel(codes[1]), Extend(codes[2], 1_500))
+        await admin.change(Refund(orders[1]))
+        await until(is_moved)
+    assert [letter["version"] for letter in await plain.read_letters(shop.database)] == [3, 4, 6, 7, 8, 10]
+    await trimmed(shop, "p")
+    report = await audited(shop, admin, "p")
+    assert (report.trimmed, report.sold, report.held) == (False, 4, 2)
+    order = await find_order(shop.database, orders[2])
+    assert order is not None
+    known = (order.user_id, order.quantity, order.item_id)
+    assert known == ("poison", 1, 3)
+    assert (await admin.change(Refund(orders[2], known))).remaining_stock == 15
+    assert await find_order(shop.database, orders[2].replace("-p", "-q")) is None
