@@ -174,6 +174,62 @@ async def test_a_store_that_was_set_back_is_frozen_and_rebuilt(shop: Shop, admin
     assert [name async for name in admin.buyers("p")] == ["a", "b", "c", "d"]
 
 
+async def test_who_bought_after_the_store_was_set_back_has_bought_nothing(
+    shop: Shop, admin: Admin, fence: Fence
+) -> None:
+    await shop.open("p", 10)
+    await shop.ask("p", Purchase("p", "a", request_id="ra"))
+    [held] = await shop.ask("p", Reserve("p", "h"))
+    await moved(shop, fence)
+    copy = await keys_of(shop, "p")
+    await shop.buy("p", "b", "c")
+    await shop.ask("p", Purchase("p", "d", request_id="rd"))
+    await moved(shop, fence)
+    await set_back(shop, "p", copy)
+    [never] = await shop.ask("p", Purchase("p", "x", request_id="rx"))  # before anybody looked
+    assert await fence.check() == ["p"]
+    await admin.recover("p", partial(read_base, shop.database, "p"))
+    assert isinstance(held, Held)
+    assert isinstance(never, Success)
+    requests = [Purchase("p", user, request_id=f"r{user}") for user in "xad"]
+    bought, *again = await shop.ask("p", *requests, Confirm(held.code))
+    assert isinstance(bought, Success)
+    assert not bought.duplicate
+    assert bought.order_id != never.order_id
+    assert [getattr(answer, "duplicate", None) for answer in again] == [True, True, False]
+    await moved(shop, fence)
+    assert [row["user_id"] for row in (await plain.read(shop.database))["orders"]] == ["a", "b", "c", "d", "x", "h"]
+
+
+async def test_a_recovery_that_was_stopped_half_way_is_done_again(
+    shop: Shop, admin: Admin, fence: Fence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.open("p", 10)
+    [first] = await shop.ask("p", Purchase("p", "a", request_id="ra"))
+    await moved(shop, fence)
+    await shop.redis.flushall()
+    await look(shop)
+    assert await fence.check() == ["p"]
+    base = partial(read_base, shop.database, "p")
+
+    async def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Admin, "_repair", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            await admin.recover("p", base)
+    await assert_frozen(shop, "p")
+    await asyncio.gather(admin.recover("p", base), admin.recover("p", base))
+    [again] = await shop.ask("p", Purchase("p", "a", request_id="ra"))
+    assert isinstance(first, Success)
+    assert isinstance(again, Success)
+    assert (again.order_id, again.duplicate) == (first.order_id, True)
+    await shop.buy("p", "b")
+    await admin.recover("p", base)  # nothing is lost any more
+    assert [name async for name in admin.buyers("p")] == ["a", "b"]
+
+
 async def test_a_store_that_was_set_back_to_an_earlier_sale_is_frozen(shop: Shop, admin: Admin, fence: Fence) -> None:
     await shop.open("p", 10)
     await shop.buy("p", "a")
