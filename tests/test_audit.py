@@ -513,6 +513,31 @@ async def test_a_repair_during_a_sale_is_made_of_what_is_true_at_that_moment_or_
     assert (await admin.repair(product_id))[1].ok
 
 
+async def test_two_repairs_at_once_give_each_hold_one_secret(
+    admin: Admin, engine: RedisEngine, product_id: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await admin.init(product_id, 10)
+    await decide(engine, product_id, *(Reserve(product_id, f"u{number}") for number in range(3)))
+    await redis_client.delete(f"product:{product_id}:deadlines", f"product:{product_id}:requests")
+    look = audit_module.Audit.look
+    looked = 0
+    both_looked = asyncio.Event()
+
+    async def look_together(audit: audit_module.Audit) -> Report:
+        nonlocal looked
+        report = await look(audit)
+        looked += 1
+        if looked == 2:
+            both_looked.set()
+        await both_looked.wait()
+        return report
+
+    monkeypatch.setattr(audit_module.Audit, "look", look_together)
+    for _, after in await asyncio.gather(admin.repair(product_id), admin.repair(product_id)):
+        assert after.ok
+    assert await redis_client.zcard(f"product:{product_id}:deadlines") == 3
+
+
 async def test_a_repair_of_what_has_changed_since_is_not_written(
     admin: Admin, engine: RedisEngine, product_id: str, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -321,7 +321,8 @@ class Admin:
                 raise RefusedError(f"Product '{product_id}' was left as it is: {why}")
             if not before.commands and not more:
                 return before, before
-            found = (snapshot.sale.get(b"epoch"), snapshot.sale.get(b"version"), snapshot.stock)
+            epoch, version, repairs = map(snapshot.sale.get, (b"epoch", b"version", b"repairs"))
+            found = (epoch, version, snapshot.stock, repairs)
             commands = [part for command in (*before.commands, *more) for part in (len(command) - 2, *command)]
             if await self._script(scripts.REPAIR, product_id, *(value or b"" for value in found), *commands):
                 async with self._errors():
