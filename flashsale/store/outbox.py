@@ -7,17 +7,18 @@ but a note for operators.
 
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
 from msgspec import Struct
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from flashsale.domain.sale import Change, Standing
 from flashsale.errors import StoreUnavailableError
 from flashsale.store import keys, scripts
 from flashsale.store.address import shown_url
 from flashsale.store.encoding import decode_message
+from flashsale.store.faults import error_code
 from flashsale.store.links import make_client
 from flashsale.store.trimming import Trimmer, Window
 
@@ -26,6 +27,7 @@ _MESSAGE_COUNT_MAX = 64
 """Messages of a product in one read; each holds the changes of one batch, at most some thousands."""
 _STREAM_COUNT_MAX = 256
 """Products in one read."""
+_UNREADABLE = Standing(exists=True)
 
 
 class Delivery(Struct, frozen=True):
@@ -136,16 +138,13 @@ class RedisOutbox:
         return (name or b"").decode(errors="replace")
 
     async def standings(self, product_ids: Sequence[str]) -> list[Standing]:
-        """Return how far these products have come here."""
+        """Return how far these products have come here; of one that cannot be read, and so not be sold, that it is."""
         async with self._errors(), self._redis.pipeline(transaction=False) as pipeline:
             for name in product_ids:
                 pipeline.hmget(keys.key(name, "sale"), "epoch", "version")
                 pipeline.exists(keys.key(name, "stock"))
-            told = await pipeline.execute()
-        return [
-            Standing(bool(exists), (epoch or b"").decode(errors="replace"), int(version or 0))
-            for (epoch, version), exists in zip(told[::2], told[1::2], strict=True)
-        ]
+            told = await pipeline.execute(raise_on_error=False)
+        return [_standing(sale, exists) for sale, exists in zip(told[::2], told[1::2], strict=True)]
 
     async def freeze(self, product_id: str, found_epoch: str, epoch: str, version: int) -> bool:
         """Stop the sale of a product that the database knows up to that epoch and version; return whether it is.
@@ -175,6 +174,18 @@ class RedisOutbox:
             yield
         except (RedisError, OSError) as error:
             raise StoreUnavailableError(f"cannot reach Redis at {shown_url(self._url)}: {error}") from error
+
+
+def _standing(sale: Any, exists: Any) -> Standing:
+    if isinstance(sale, ResponseError) and error_code(sale) == "WRONGTYPE":
+        return _UNREADABLE
+    for told in (sale, exists):
+        if isinstance(told, ResponseError):
+            raise told
+    epoch, version = sale
+    with suppress(ValueError):
+        return Standing(bool(exists), (epoch or b"").decode(errors="replace"), int(version or 0))
+    return _UNREADABLE
 
 
 def _deliver(product_id: str, messages: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> Delivery:

@@ -392,3 +392,24 @@ async def test_a_server_compares_before_it_sells_and_does_not_wait_long(
         await stuck.check_soon()
     assert "selling before the store could be compared with the database: it does not answer" in caplog.text
     await outbox.close()
+
+
+@pytest.mark.parametrize("damage", ["another type", "no number"])
+async def test_a_product_that_cannot_be_read_hinders_nobody_else(shop: Shop, fence: Fence, damage: str) -> None:
+    for name in ("p", "q", "r"):
+        await shop.open(name)
+        await shop.buy(name, "a")
+    await moved(shop, fence)
+    copy = await keys_of(shop, "r")
+    await shop.buy("r", "b")
+    await moved(shop, fence)
+    await set_back(shop, "r", copy)
+    if damage == "another type":
+        await shop.redis.set("product:p:sale", "somebody else's")
+    else:
+        await shop.redis.hset("product:p:sale", "version", "somebody else's")
+    assert not isinstance(await outcome(shop, "p"), list)
+    async with shop.moving(fenced=True):
+        await shop.buy("q", "b")
+        await until(lambda: shop.is_moved("q"))
+    await assert_frozen(shop, "r")
