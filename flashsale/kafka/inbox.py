@@ -130,6 +130,9 @@ class Inbox:
         if not messages and sales.pop(epoch, None) is not None and not sales:
             del self._waiting[product_id]
 
+    async def note_missing(self, positions: Mapping[str, tuple[str, int]]) -> None:
+        """Do nothing: what was read and not noted comes again."""
+
     async def trim(self, product_ids: Iterable[str]) -> None:
         """Do nothing: what a topic keeps is its brokers' business."""
 

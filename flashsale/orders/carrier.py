@@ -47,6 +47,10 @@ class Outbox(Protocol):
         """Note up to where a sale was handed on."""
         ...
 
+    async def note_missing(self, positions: Mapping[str, tuple[str, int]]) -> None:
+        """Note up to which epoch and version these sales were handed on, where the last `epochs` found no such note."""
+        ...
+
     async def trim(self, product_ids: Iterable[str]) -> None:
         """Forget what need not be kept of these ledgers."""
         ...
@@ -127,6 +131,8 @@ class Carrier(ABC):
         for told in (self._troubles, self._again_at):
             for name in told.keys() - epochs.keys():
                 del told[name]
+        with suppress(StoreUnavailableError):  # as in _advance
+            await self._outbox.note_missing(self._positions)  # who handed it on may have died before he noted it
         await self.trim()
 
     async def trim(self) -> None:

@@ -57,6 +57,7 @@ class RedisOutbox:
         self._trimmer = Trimmer(self._redis, window or Window())
         self._begin = 0  # at which product the next reading begins, so that each gets its turn
         self._ends: dict[str, int] = {}  # versions with which messages end, as far as they were read
+        self._noted: dict[str, int] = {}  # up to which version each product was handed on, as it is noted
 
     async def close(self) -> None:
         """Give up the connection."""
@@ -72,16 +73,18 @@ class RedisOutbox:
             names = [name.decode(errors="replace") for name in found]
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for name in names:
-                    pipeline.hmget(keys.key(name, "sale"), "epoch", "state")
+                    pipeline.hmget(keys.key(name, "sale"), "epoch", "state", "stored" if self._stores else "moved")
                     pipeline.type(keys.key(name, "orders"))
                 # a name that no store had before; one that is full may refuse it
                 pipeline.set(keys.MOVERS, secrets.token_hex(16), nx=True)
                 told = await pipeline.execute(raise_on_error=False)
-        return {
-            name: sale[0].decode(errors="replace")
+        sales = {
+            name: sale
             for name, sale, kind in zip(names, told[:-1:2], told[1:-1:2], strict=True)
             if isinstance(sale, list) and sale[0] is not None and sale[1] != b"frozen" and kind == b"stream"
         }
+        self._noted = {name: int(noted) if noted and noted.isdigit() else 0 for name, (_, _, noted) in sales.items()}
+        return {name: epoch.decode(errors="replace") for name, (epoch, _, _) in sales.items()}
 
     async def read(self, positions: Mapping[str, int], wait_s: float) -> list[Delivery]:
         """Return what follows these versions, or a part of it; waits for so long if there is nothing yet."""
@@ -162,6 +165,13 @@ class RedisOutbox:
         """Note up to where the changes of a sale were handed on."""
         async with self._errors():
             await self._eval(scripts.MOVED, product_id, epoch, version, product_id, int(self._stores))
+
+    async def note_missing(self, positions: Mapping[str, tuple[str, int]]) -> None:
+        """Note these epochs and versions, but for those that the last `epochs` found noted."""
+        for name, (epoch, version) in positions.items():
+            noted = self._noted.get(name, version)
+            if noted < version or (noted > version and self._stores):  # a database may be set back
+                await self.note(name, epoch, version)
 
     async def trim(self, product_ids: Iterable[str]) -> None:
         """Forget the beginnings of these ledgers that are in the database and beyond the window, or a part of them."""

@@ -8,10 +8,12 @@ import pytest
 from flashsale.domain.answers import SOLD_OUT, Held, Success
 from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted
 from flashsale.domain.requests import Cancel, Confirm, GetStatus, Purchase, Reserve
+from flashsale.errors import StoreUnavailableError
 from flashsale.orders import mover as moving
 from flashsale.store.admin import Admin
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
+from flashsale.store.outbox import RedisOutbox
 from flashsale.store.progress import Progress
 from flashsale.store.strict import StrictEngine
 from tests.orders import plain
@@ -197,3 +199,32 @@ async def test_an_order_that_the_database_does_not_take_is_kept_or_refunded(
     assert ('"refunded"' in letter["later"]) is refunds
     [product] = (await plain.read(shop.database))["products"]
     assert product["sold"] == status.sold == (2 if refunds else 3)
+
+
+async def test_what_was_committed_and_not_noted_is_noted_by_the_next_one(
+    shop: Shop, engine: StrictEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.open("p")
+    await shop.open("q")
+    batch = Batch("p", [Purchase("p", "a", request_id="r")], 1)
+    assert isinstance((await engine.commit([batch], timeout_s=SHORT_S))[0], Ambiguous)
+
+    async def die(*_: object) -> None:
+        raise StoreUnavailableError("the mover is killed")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(RedisOutbox, "note", die)
+        async with shop.mover() as mover:
+            await shop.step(mover)
+    assert await users(shop) == ["a"]
+    assert await shop.redis.hmget("product:p:sale", "moved", "stored") == [b"0", None]
+    async with shop.moving():
+        [answers] = await engine.commit([batch], timeout_s=PATIENCE_S)
+        assert isinstance(answers, list)
+        later = Batch("p", [Purchase("p", "b")], 2)
+        assert isinstance((await engine.commit([later], timeout_s=PATIENCE_S))[0], list)
+    await shop.redis.hset("product:p:sale", "stored", 2)  # a slow mover's note came after that of a fast one
+    async with shop.mover() as mover:
+        assert await shop.step(mover) == 0
+    assert await shop.redis.hmget("product:p:sale", "moved", "stored") == [b"3", b"3"]
+    await shop.reset("p")  # all of it is in the database

@@ -8,7 +8,7 @@ local sale = redis.call('HMGET', KEYS[4], 'epoch', 'moved')
 if sale[1] ~= ARGV[1] then
   return 0
 end
-if tonumber(sale[2] or 0) < tonumber(ARGV[2]) then
+if (tonumber(sale[2] or 0) or 0) < tonumber(ARGV[2]) then
   redis.call('HSET', KEYS[4], 'moved', ARGV[2])
 end
 if ARGV[4] == '1' then
