@@ -55,18 +55,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def show_faults(found: list[dict[str, Any]]) -> str:
-    """Return a table with a row for each fault and level: sums over its seeds, and the longest way back."""
+    """Return a table with a row for each fault and level: sums over its seeds, and the longest ways back."""
     sums = ("calls", "acknowledged", "unknown", "lost", "twice", "oversold")
     rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in found:
         rows.setdefault((row["number"], row["what"], row["level"]), []).append(row)
-    lines = [("fault", "what", "level", "seeds", *sums, "back after s", "database")]
+    lines = [("fault", "what", "level", "seeds", *sums, "back after s", "rows after s", "database")]
     for head, alike in sorted(rows.items(), key=lambda item: (int(item[0][0].split()[0][1:]), item[0])):
         counted = [str(sum(row[name] for row in alike)) for name in sums]
         databases = ", ".join(sorted({row["database"] for row in alike}))
-        lines.append((*head, str(len(alike)), *counted, f"{max(row['back_s'] for row in alike):.2f}", databases))
+        slowest = [f"{max(row[name] for row in alike):.2f}" for name in ("back_s", "rows_s")]
+        lines.append((*head, str(len(alike)), *counted, *slowest, databases))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
 
 
 # Directories

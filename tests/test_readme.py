@@ -28,6 +28,7 @@ from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.engine import RedisEngine
 from flashsale.wire import decode_event
 from tests.command_line import call_here
+from tests.faults.matrix import FAULTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -62,6 +63,12 @@ def test_the_durability_table_is_the_check():
 
 def test_the_crash_points_are_those_of_the_code():
     assert dict(rows("Crash points")) == crash.LABELS
+
+
+def test_the_faults_shown_are_those_of_the_matrix():
+    shown = re.search(r"^fault +what.*?\n(.*?)^```", section("Faults"), re.MULTILINE | re.DOTALL)[1]
+    rows = {tuple(re.split(r" {2,}", line)[:2]) for line in shown.splitlines()}
+    assert rows == {(fault.number, fault.what) for fault in FAULTS}
 
 
 def test_every_source_file_is_in_the_reading_order():

@@ -72,8 +72,11 @@ async def stop_server(run: Run) -> int:
 
 async def kill_store(run: Run) -> int:
     """F4: the servers start it again."""
-    since = now()
-    os.kill(run.scene.store_pid(), signal.SIGKILL)
+    for _ in range(5 if run.long else 1):
+        await run.sells()
+        await asyncio.sleep(run.chance.uniform(0, 0.1))
+        since = now()
+        os.kill(run.scene.store_pid(), signal.SIGKILL)
     return since
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from itertools import count
 
+import sqlalchemy as sa
 from msgspec import Struct
 from redis.asyncio import Redis
 
@@ -15,7 +16,8 @@ from flashsale import Client
 from flashsale.domain.answers import Answer, Busy, Cancelled, Held, Success, Unavailable, Unknown
 from flashsale.domain.requests import Purchase, Request, Restock
 from flashsale.domain.sale import Terms
-from flashsale.errors import FlashsaleError
+from flashsale.errors import DatabaseError, FlashsaleError
+from flashsale.orders.tables import orders
 from flashsale.store.admin import Admin
 from flashsale.wire import FrameReader, decode_answer, encode_request
 from tests.faults.scene import PATIENCE_S, SECOND_NS, Scene, now
@@ -27,6 +29,8 @@ from tests.history.record import Call, Sale, compare_clocks
 HABITS = Habits(clients=12, users=40, seconds=600, pause_max_s=0.1, burst_max=4, cuts=0, stays=10, insists=True)
 TERMS = Terms(limit=6, hold_s=2, hold_total_s=4)
 SEATS = Terms(limit=20, hold_s=2, hold_total_s=4, numbered=True)
+ROWS_S = 5.0
+"""How soon an order is a row once everything is up."""
 LEAD_COUNT = 150
 """Calls before a fault, and after service is back."""
 
@@ -72,6 +76,7 @@ class Row(Struct, frozen=True):
     twice: int
     oversold: int
     back_s: float
+    rows_s: float
 
 
 class Run:
@@ -108,23 +113,39 @@ class Run:
         self.crowd.recorder.note(f"single call {next(self._numbers)}", request, begin, answer)
         return answer
 
-    async def insist(self, port: int, request: Request) -> int:
-        """Ask until there is an answer that says what is; return when it came."""
+    async def insist(self, port: int, request: Request) -> Answer:
+        """Ask until there is an answer that says what is."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                if not isinstance(await self.ask(port, request), None | Busy | Unavailable | Unknown):
-                    return now()
+                answer = await self.ask(port, request)
+                if answer is not None and not isinstance(answer, Busy | Unavailable | Unknown):
+                    return answer
                 await asyncio.sleep(0.02)
 
-    async def back(self, since: int) -> float:
-        """Return how long after that moment each server sells again, in seconds."""
+    async def back(self, since: int) -> tuple[float, float]:
+        """Return how long after that moment each server sells again, and these sales are rows, in seconds."""
         plain = self.sales[-1].product_id
         names = [f"probe {next(self._numbers)}" for _ in self.scene.ports]
-        probes = [
-            self.insist(port, Purchase(plain, name, 1, name))
-            for port, name in zip(self.scene.ports, names, strict=True)
-        ]
-        return (max(await asyncio.gather(*probes)) - since) / SECOND_NS
+        probes = zip(self.scene.ports, names, strict=True)
+        answers = await asyncio.gather(*(self.insist(port, Purchase(plain, name, 1, name)) for port, name in probes))
+        back_s = (now() - since) / SECOND_NS
+        if self.scene.moves:
+            await self._are_rows([answer.order_id for answer in answers if isinstance(answer, Success)])
+        return back_s, (now() - since) / SECOND_NS
+
+    async def _are_rows(self, order_ids: Sequence[str]) -> None:
+        database = self.scene.open_database()
+        query = sa.select(sa.func.count()).select_from(orders).where(orders.c.order_id.in_(order_ids))
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    with suppress(DatabaseError):  # it may be on its way back
+                        async with database.reading() as connection:
+                            if await connection.scalar(query) == len(order_ids):
+                                return
+                    await asyncio.sleep(0.02)
+        finally:
+            await database.close()
 
     async def in_vain(self, number: int = 5, product_id: str = "") -> None:
         """Wait until so many more calls, of this product if one is named, were not decided."""
@@ -204,7 +225,7 @@ async def suffer(
     scene: Scene, faults: Sequence[Fault], seed: int, *, long: bool = False, slack_s: float = 0.0
 ) -> tuple[list[Row], list[str]]:
     """Have faults come one after the other; return what each did, and everything that is not as it must be."""
-    begins, healed, backs, wrong = list[int](), list[int](), list[float](), list[str]()
+    begins, healed, backs, wrong = list[int](), list[int](), list[tuple[float, float]](), list[str]()
     name = f"{faults[0].number}-{scene.database_name}-{seed}".lower().replace(" ", "-")
     async with open_run(scene, name, seed, long=long) as run:
         following = asyncio.create_task(run.follow(wrong))
@@ -213,8 +234,9 @@ async def suffer(
             since = await fault.breaks(run)
             backs.append(await run.back(since))
             healed.append(now())
-            if backs[-1] > fault.back_s + slack_s:
-                wrong.append(f"{fault.number}: back after {backs[-1]:.2f} s")
+            back_s, rows_s = backs[-1]
+            if back_s > fault.back_s + slack_s or rows_s > max(fault.back_s, ROWS_S) + slack_s:
+                wrong.append(f"{fault.number}: back after {back_s:.2f} s, in the database after {rows_s:.2f} s")
             await run.crowd.hears(LEAD_COUNT)
         ended = now()
     await run.settle()
@@ -224,7 +246,9 @@ async def suffer(
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     rows = []
-    for fault, begin, end, over, back_s in zip(faults, begins, [*begins[1:], ended], healed, backs, strict=True):
+    for fault, begin, end, over, (back_s, rows_s) in zip(
+        faults, begins, [*begins[1:], ended], healed, backs, strict=True
+    ):
         calls = [call for call in run.crowd.recorder.calls if begin <= call.begin < end]
         if fault.quiet:
             wrong += [
@@ -245,6 +269,7 @@ async def suffer(
                 twice=found.twice,
                 oversold=found.oversold,
                 back_s=back_s,
+                rows_s=rows_s,
             )
         )
     return rows, wrong + found.faults
