@@ -130,8 +130,9 @@ class Progress:
             if not isinstance(told, list):
                 continue
             epoch, stored, version = (told[0] or b"").decode(), int(told[1] or 0), int(told[2] or 0)
-            if product_id in expected and (expected[product_id][1] != epoch or expected[product_id][2] > version):
-                self._wanted.pop(product_id, None)
+            place = expected.get(product_id)
+            if place and (place[1] != epoch or place[2] > version) and self._wanted.get(product_id) == place:
+                del self._wanted[product_id]
             self._learn(product_id, epoch, stored)
 
     def _learn(self, product_id: str, epoch: str, version: int) -> None:

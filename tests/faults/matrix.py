@@ -213,6 +213,17 @@ async def kill_database(run: Run) -> int:
     return since
 
 
+async def kill_database_that_all_wait_for(run: Run) -> int:
+    """F19 where nothing is told before it is a row."""
+    sql = run.scene.sql
+    assert sql is not None
+    await asyncio.to_thread(sql.kill)
+    await run.in_vain(40)
+    since = now()
+    await asyncio.to_thread(sql.start)
+    return since
+
+
 async def stop_database(run: Run) -> int:
     """F20: all its processes."""
     sql = run.scene.sql
@@ -357,3 +368,9 @@ FAULTS = [
         also="orders/test_mover.py::test_a_gap_in_a_ledger_blocks_only_its_own_product",
     ),
 ]  # fmt: skip
+_STRICT = {"F2 mover", "F4", "F21"}
+STRICT_FAULTS = [
+    Fault("F19", "kill -9 of the database", "unavailable", kill_database_that_all_wait_for, 5, needs=Needs.DATABASE),
+    *(fault for fault in FAULTS if fault.number in _STRICT),
+]
+"""Those at servers that tell of nothing before it is in the database."""

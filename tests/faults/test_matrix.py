@@ -12,7 +12,8 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from tests.faults.matrix import FAULTS, kill_store_that_is_behind
+from bench.databases import Server
+from tests.faults.matrix import FAULTS, STRICT_FAULTS, kill_store_that_is_behind
 from tests.faults.run import Fault, Needs, Row, open_run, suffer
 from tests.faults.scene import Scene
 from tests.faults.verdict import judge
@@ -107,6 +108,20 @@ async def test_a_full_disk(
     scene = await asyncio.to_thread(Scene, home, environment, home=small_disk)
     try:
         rows, wrong = await suffer(scene, [BY_NUMBER["F7"]], seed, slack_s=SLACK_S)
+    finally:
+        await asyncio.to_thread(scene.close)
+    record(rows)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("seed", EACH_SEED)
+async def test_faults_where_everything_is_in_the_database_before_it_is_told(
+    home: Path, environment: dict[str, str], postgres: Server, seed: int, record: Callable[[list[Row]], None]
+) -> None:
+    scene = await asyncio.to_thread(Scene, home, environment, sql=postgres, durability="strict")
+    try:
+        faults = STRICT_FAULTS if seed else [fault for fault in STRICT_FAULTS if fault.number in {"F4", "F19"}]
+        rows, wrong = await suffer(scene, faults, seed, long=seed > 0, slack_s=SLACK_S)
     finally:
         await asyncio.to_thread(scene.close)
     record(rows)
