@@ -115,7 +115,7 @@ class Progress:
     async def _keep_asking(self) -> None:
         while True:
             await asyncio.sleep(_ASK_S)
-            with suppress(RedisError, OSError, ValueError):
+            with suppress(RedisError, OSError):
                 await self._ask(list({*self._waiting, *self._wanted}))
 
     async def _ask(self, product_ids: Sequence[str]) -> None:
@@ -129,11 +129,12 @@ class Progress:
         for product_id, told in zip(product_ids, found, strict=True):
             if not isinstance(told, list):
                 continue
-            epoch, stored, version = (told[0] or b"").decode(), int(told[1] or 0), int(told[2] or 0)
-            place = expected.get(product_id)
-            if place and (place[1] != epoch or place[2] > version) and self._wanted.get(product_id) == place:
-                del self._wanted[product_id]
-            self._learn(product_id, epoch, stored)
+            with suppress(ValueError):  # somebody else has written there
+                epoch, stored, version = (told[0] or b"").decode(), int(told[1] or 0), int(told[2] or 0)
+                place = expected.get(product_id)
+                if place and (place[1] != epoch or place[2] > version) and self._wanted.get(product_id) == place:
+                    del self._wanted[product_id]
+                self._learn(product_id, epoch, stored)
 
     def _learn(self, product_id: str, epoch: str, version: int) -> None:
         if product_id not in self._known and len(self._known) >= _KNOWN_COUNT_MAX:

@@ -17,7 +17,7 @@ class StrictEngine(RedisEngine):
     """Decides as RedisEngine does, and waits until what was decided is in the database.
 
     What is not there in time is ambiguous: the batch may be sent again, and waits again. Until it is there, nothing
-    else is decided for its product.
+    else is decided for its product, unless that is another sale by then, or was rebuilt without it.
     """
 
     def __init__(self, url: str, progress: Progress, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted
 from flashsale.domain.requests import Cancel, Confirm, GetStatus, Purchase, Reserve
 from flashsale.errors import StoreUnavailableError
 from flashsale.orders import mover as moving
+from flashsale.orders.history import read_base
 from flashsale.store.admin import Admin
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
@@ -120,6 +122,54 @@ async def test_what_was_told_of_an_earlier_sale_says_nothing_of_this_one(shop: S
     await shop.open("p")
     [outcome] = await engine.commit([Batch("p", [Purchase("p", "late")], 2)], timeout_s=SHORT_S)
     assert isinstance(outcome, Ambiguous)
+
+
+@pytest.mark.parametrize("loss", ["reset", "discarded", "lost"])
+async def test_what_the_database_will_never_take_holds_nothing_up(
+    shop: Shop, engine: StrictEngine, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.open("p")
+    async with shop.mover() as mover:
+        await shop.step(mover)
+    assert isinstance((await engine.commit([Batch("p", [Purchase("p", "a")], 1)], timeout_s=SHORT_S))[0], Ambiguous)
+    async with Admin(shop.embedded.url) as admin:
+        if loss == "reset":
+            monkeypatch.setattr(Progress, "_hear", lambda *_: None)  # a hint may be lost
+            async with shop.mover() as mover:
+                await shop.step(mover)
+            await admin.reset("p")
+            await admin.init("p", 10)
+        elif loss == "discarded":
+            await admin.init("p", 10, force=True, discard=True)
+        else:
+            await shop.redis.flushall()
+            await admin.recover("p", partial(read_base, shop.database, "p"))
+    sequence = 1
+
+    async def is_sold() -> bool:
+        nonlocal sequence
+        sequence += 1
+        batch = Batch("p", [Purchase("p", "b")], sequence)
+        return isinstance((await engine.commit([batch], timeout_s=PATIENCE_S))[0], list)
+
+    async with shop.moving():
+        await until(is_sold)
+    assert "b" in await users(shop)
+
+
+async def test_a_request_that_is_repeated_after_a_recovery_is_answered(shop: Shop) -> None:
+    await shop.open("p")
+    await shop.ask("p", Purchase("p", "a", request_id="r"))
+    async with shop.mover() as mover:
+        await shop.step(mover)
+    await shop.redis.flushall()
+    async with Admin(shop.embedded.url) as admin:
+        await admin.recover("p", partial(read_base, shop.database, "p"))
+    async with Progress(shop.embedded.url) as late:
+        engine = StrictEngine(shop.embedded.url, late, durability=Durability.STRICT)
+        again = Batch("p", [Purchase("p", "a", request_id="r")], 1)
+        assert isinstance((await engine.commit([again], timeout_s=PATIENCE_S))[0], list)
+        await engine.close()
 
 
 async def test_progress_that_was_not_heard_of_is_asked_for(shop: Shop, progress: Progress) -> None:
