@@ -356,11 +356,11 @@ def test_the_event_examples_decode():
     assert [type(decode_event(line.encode())).__name__ for line in examples] == ["PurchaseEvent", "SoldOutEvent"]
 
 
-async def test_the_client_example_buys(store_url, capsys):
+async def test_the_client_example_buys(store_url, environment, capsys):
     source = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     async with Admin(store_url) as admin:
         await admin.init("iphone15", 1, force=True)
-    with ServerProcess(["--redis", store_url, "--listen", "127.0.0.1:0"]) as server:
+    with ServerProcess(["--redis", store_url, "--listen", "127.0.0.1:0"], environment=environment) as server:
         for _ in range(2):
             await asyncio.to_thread(exec, source.replace("8080", str(server.port)), {})
     assert capsys.readouterr().out.splitlines() == ["bought, 0 left", "sold out"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 _ROW_COUNT_MAX = 2_000
@@ -40,5 +41,8 @@ def _as_driver_takes(column: sa.Column[Any], values: list[Any], dialect: sa.Dial
     process = column.type.dialect_impl(dialect).bind_processor(dialect)
     if process is None:
         return values
-    processed = {value: process(value) for value in set(values)}  # the rows of a batch have few times
+    try:
+        processed = {value: process(value) for value in set(values)}  # the rows of a batch have few times
+    except ValueError as error:
+        raise StatementError(str(error), None, None, error) from error
     return [processed[value] for value in values]
