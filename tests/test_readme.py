@@ -366,7 +366,7 @@ async def test_the_client_example_buys(store_url, environment, capsys):
     assert capsys.readouterr().out.splitlines() == ["bought, 0 left", "sold out"]
 
 
-async def test_the_other_client_examples_do_what_is_said(store_url, product_id):
+async def test_the_other_client_examples_do_what_is_said(store_url, environment, product_id):
     lines, told_everything = [], asyncio.Event()
 
     def keep(*words):
@@ -386,7 +386,7 @@ async def test_the_other_client_examples_do_what_is_said(store_url, product_id):
 
     async with Admin(store_url) as admin:
         await admin.init(product_id, 7)
-    with ServerProcess(["--redis", store_url, "--listen", "127.0.0.1:0"]) as server:
+    with ServerProcess(["--redis", store_url, "--listen", "127.0.0.1:0"], environment=environment) as server:
         async with Client(server.host, server.port) as client, asyncio.timeout(30):
             following = asyncio.create_task(shown["follow"](client, product_id))
             assert (await shown["buy"](client, product_id, "ann")).remaining_stock == 5

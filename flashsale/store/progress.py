@@ -36,7 +36,6 @@ class Progress:
     def __init__(self, url: str) -> None:
         """Name the store by its URL; listens once it is entered."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._closing = False  # a cancellation may be lost: asyncio.wait_for prefers a result that comes with it
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
         self._known: dict[str, tuple[str, int]] = {}
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
@@ -51,10 +50,11 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop, and close the connections."""
-        self._closing = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        left = set(self._tasks)
+        while left:  # once more: a cancellation may be lost, as asyncio.wait_for prefers a result that comes with it
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=_RETRY_PAUSE_S)
         await self._redis.aclose()
 
     def has_reached(self, place: Place) -> bool:
@@ -96,12 +96,12 @@ class Progress:
                     del self._waiting[product_id]
 
     async def _listen(self) -> None:
-        while not self._closing:
+        while True:
             pubsub: PubSub = self._redis.pubsub()
             with suppress(RedisError, OSError):
                 try:
                     await pubsub.subscribe(keys.MOVED_CHANNEL)
-                    while not self._closing:
+                    while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=math.inf)
                         if message is not None:
                             self._hear(message["data"])
@@ -115,7 +115,7 @@ class Progress:
             self._learn(product_id, epoch, int(version))
 
     async def _keep_asking(self) -> None:
-        while not self._closing:
+        while True:
             await asyncio.sleep(_ASK_S)
             with suppress(RedisError, OSError):
                 await self._ask(list({*self._waiting, *self._wanted}))

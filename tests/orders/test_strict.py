@@ -278,3 +278,9 @@ async def test_what_was_committed_and_not_noted_is_noted_by_the_next_one(
         assert await shop.step(mover) == 0
     assert await shop.redis.hmget("product:p:sale", "moved", "stored") == [b"3", b"3"]
     await shop.reset("p")  # all of it is in the database
+
+
+async def test_progress_ends_whatever_it_is_doing(shop: Shop) -> None:
+    for number in range(25):  # also while it connects
+        async with asyncio.timeout(PATIENCE_S), Progress(shop.embedded.url):
+            await asyncio.sleep(number * 0.0001)
