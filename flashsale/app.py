@@ -154,7 +154,7 @@ async def _open_engine(config: Config, store: Store, fence: "Fence | None") -> A
     """Give the engine of the durability that was asked for, connected."""
     options: dict[str, Any] = {
         "durability": config.durability,
-        "backlog_max": config.backlog_max if config.orders else 0,
+        "backlog_max": config.backlog_max,
         "compare": fence.check_soon if fence else None,
         "revive": store.revive,
     }

@@ -15,7 +15,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from flashsale.domain.batches import Ambiguous, Batch, NotExecuted, Outcome
 from flashsale.errors import FlashsaleError, StoreRefusedError, StoreUnavailableError
-from flashsale.store import scripts
+from flashsale.store import keys, scripts
 from flashsale.store.address import shown_url
 from flashsale.store.calls import pack_call
 from flashsale.store.durability import REQUIRED, Durability, check_durability
@@ -187,6 +187,7 @@ class RedisEngine:
                     users,
                     requests,
                     self._backlog_max,
+                    keys.MOVERS,
                 )
             )
         await connection.send_packed_command(calls, check_health=False)

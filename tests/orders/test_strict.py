@@ -193,8 +193,13 @@ async def test_progress_that_was_not_heard_of_is_asked_for(shop: Shop, progress:
 
 
 async def test_the_backlog_is_bounded_and_drains(shop: Shop) -> None:
-    await shop.open("p", 100)
     engine = RedisEngine(shop.embedded.url, backlog_max=5)
+    await shop.open("free", 100)
+    for number in range(1, 20):  # nobody moves anything here
+        assert isinstance((await engine.commit([Batch("free", [Purchase("free", "u")], number)], timeout_s=9))[0], list)
+    await shop.open("p", 100)
+    async with shop.mover() as mover:
+        await mover.look()
     sold, sequence = 0, 0
     while True:
         sequence += 1

@@ -14,6 +14,7 @@
 --       6 users        JSON array of `count` user ids, when each request is the purchase of one unit and nothing else
 --       7 requests     msgpack array of `count` requests otherwise (store/encoding.py)
 --       8 backlog max  how many changes may wait for the database; 0 for any number
+--       9 movers       the key that is there once the orders of this store go into a database
 -- Returns {sequence, code, …}; what follows depends on the code:
 --   0 decided: stock before, how many of the purchases succeed (the first; the rest are sold out), version before,
 --     time in Unix ms, epoch of the product

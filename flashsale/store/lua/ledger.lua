@@ -26,7 +26,8 @@ end
 -- `changes` is a list of the JSON of each, `sales` the JSON of a run of sales of one unit after them, or nil.
 -- Returns what to answer if Redis refuses, or too much waits for the database: then nothing was written.
 local function append(first_version, changes, sales)
-  if backlog_max > 0 and first_version - 1 - (tonumber(redis.call('HGET', KEYS[4], 'moved') or 0) or 0) >= backlog_max then
+  if backlog_max > 0 and first_version - 1 - (tonumber(redis.call('HGET', KEYS[4], 'moved') or 0) or 0) >= backlog_max
+      and redis.call('EXISTS', ARGV[9]) == 1 then
     return defective('the database is too many changes behind')
   end
   local message = {'XADD', KEYS[5], first_version .. '-0', 'at', now_ms, 'epoch', epoch}
