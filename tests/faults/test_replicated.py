@@ -1,15 +1,17 @@
 """Replicated: a sale is told once a replica has it, and a replica in the place of the primary has all that was told."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 import pytest
 from redis.asyncio import Redis
 
-from flashsale.domain.answers import SOLD_OUT, Success
+from flashsale.domain.answers import SOLD_OUT, Held, Success
 from flashsale.domain.batches import Ambiguous, Batch, NotExecuted, Outcome
-from flashsale.domain.requests import Purchase
+from flashsale.domain.requests import Extend, Purchase, Reserve
 from flashsale.errors import StoreRefusedError
 from flashsale.store.admin import Admin
 from flashsale.store.durability import REQUIRED, Durability
@@ -90,6 +92,31 @@ async def test_what_was_told_is_at_the_replica_and_what_is_not_there_is_not_told
     assert isinstance(await buy(engine, 3, "d", "e"), list)
     await pair.cut()
     assert await buy(engine, 4, "f") == [SOLD_OUT]  # nothing to wait for
+
+
+async def test_what_another_connection_has_written_is_waited_for_too(pair: Pair, engine: ReplicatedEngine) -> None:
+    async with Admin(pair.url) as admin:
+        await admin.init("p", 5)
+    [held] = (await engine.commit([Batch("p", [Reserve("p", "h")], 1)], timeout_s=PATIENCE_S))[0]  # type: ignore[misc]
+    assert isinstance(held, Held)
+    replica_id = (await pair.replica.info("server"))["process_id"]
+    first = Batch("p", [Purchase("p", "a", request_id="r")], 2)
+    again = Batch("p", first.requests, 2, fenced=True)
+    os.kill(replica_id, signal.SIGSTOP)  # it is connected, and takes nothing
+    try:
+        assert isinstance((await engine.commit([first], timeout_s=PATIENCE_S))[0], Ambiguous)
+        await engine.close()  # the next batch connects anew
+        assert not isinstance((await engine.commit([again], timeout_s=PATIENCE_S))[0], list)
+        for request in (first.requests[0], Extend(held.code)):
+            other = ReplicatedEngine(pair.url, 1, durability=Durability.REPLICATED)
+            assert not isinstance((await other.commit([Batch("p", [request], 1)], timeout_s=PATIENCE_S))[0], list)
+            await other.close()
+    finally:
+        os.kill(replica_id, signal.SIGCONT)
+    async with asyncio.timeout(PATIENCE_S):
+        while not isinstance((await engine.commit([again], timeout_s=PATIENCE_S))[0], list):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert await pair.replica.lrange("product:p:buyers", 0, -1) == [b"a"]
 
 
 async def test_a_store_with_too_few_replicas_is_refused(pair: Pair) -> None:

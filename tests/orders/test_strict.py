@@ -286,6 +286,6 @@ async def test_what_was_committed_and_not_noted_is_noted_by_the_next_one(
 
 
 async def test_progress_ends_whatever_it_is_doing(shop: Shop) -> None:
-    for number in range(25):  # also while it connects
+    for number in range(12):  # also while it connects
         async with asyncio.timeout(PATIENCE_S), Progress(shop.embedded.url):
-            await asyncio.sleep(number * 0.0001)
+            await asyncio.sleep(number * 0.0002)
