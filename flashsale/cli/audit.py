@@ -79,7 +79,11 @@ def recover(config: Config, product_id: str) -> None:
     That is so when the store was lost, or was set back to what it had been. Lost with it are the codes of holds, whose
     units return when their time is over, and sales that were not in the database yet.
     """
-    base, after = with_admin(config, lambda admin: admin.recover(product_id, partial(_read_base, config, product_id)))
+
+    async def call(admin: Admin) -> tuple[Base, Report]:
+        return await admin.recover(product_id, partial(_read_history, config, product_id))
+
+    base, after = with_admin(config, call)
     name = printable(product_id)
     click.echo(f"✓ {name}: rebuilt as the database knows it up to version {base.counters.version}")
     standing = sum(not order.refund_version for order in base.orders)
@@ -89,12 +93,16 @@ def recover(config: Config, product_id: str) -> None:
         raise SystemExit(1)
 
 
-async def _read_base(config: Config, product_id: str) -> Base | None:
+async def _read_history(config: Config, product_id: str) -> Base | None:
     from flashsale.orders.history import read_base  # takes longer to import than all else
 
+    async with backends.open_history(config) as database:
+        return None if database is None else await read_base(database, product_id)
+
+
+async def _read_base(config: Config, product_id: str) -> Base | None:
     try:
-        async with backends.open_history(config) as database:
-            return None if database is None else await read_base(database, product_id)
+        return await _read_history(config, product_id)
     except DatabaseError as error:
         click.echo(f"The database is left out: {printable(str(error))}", err=True)
         return None
@@ -138,6 +146,8 @@ def _told(report: Report) -> str:
     sums = f"{report.units} units = {report.remaining} left + {report.held} held + {report.sold} sold"
     if report.trimmed:
         return f"{sums}; its ledger begins at version {report.first_version}"
+    if report.first_version > report.version:
+        return f"{sums}; all up to version {report.version} as the database knows it"
     return f"{sums}; versions {report.first_version} to {report.version}"
 
 

@@ -7,17 +7,18 @@ rebuilt.
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from flashsale.domain.sale import Standing
 from flashsale.orders.database import Database
-from flashsale.orders.moving import positions
-from flashsale.orders.tables import past_sales, stores
+from flashsale.orders.tables import past_sales, products, stores
 
 _TIMEOUT_S = 1.0
+_RESET = "reset"
+"""The state of a product in the tables that the store has no more, as an operator wanted it."""
 
 _TIMEOUT_S = 1.0
 
@@ -35,7 +36,15 @@ class Sales(Protocol):
         """Return how far these products have come here."""
         ...
 
-    async def freeze(self, product_id: str, found_epoch: str, epoch: str, version: int) -> bool:
+    async def run_name(self) -> str:
+        """Return what is another one each time that the store is started."""
+        ...
+
+    async def moments(self, versions: Mapping[str, int]) -> dict[str, int]:
+        """Return when changes of these versions happened, in Unix ms."""
+        ...
+
+    async def freeze(self, product_id: str, found: Standing, epoch: str, version: int) -> bool:
         """Stop the sale of a product."""
         ...
 
@@ -55,6 +64,7 @@ class Fence:
         self._sales = sales
         self._database = database
         self._has_tables = False
+        self._run = ""  # of the store, whose changes were compared one by one
         self._checking: asyncio.Task[list[str]] | None = None
 
     async def check(self) -> list[str]:
@@ -70,26 +80,35 @@ class Fence:
             return []
         store = await self._sales.store_name(give=self._writes)
         # as of one instant: what it says of earlier sales must not be newer than what it says of the last one
+        run = await self._sales.run_name()
         async with self._database.reading(one_instant=True) as connection:
-            known = await positions(connection)
+            columns = (products.c[name] for name in ("product_id", "epoch", "version", "changed_at", "state"))
+            rows = {row.product_id: row for row in await connection.execute(sa.select(*columns))}
+            known = {name: (row.epoch, row.version) for name, row in rows.items()}
             names = set(await connection.scalars(sa.select(stores.c.store_id)))
             standings = dict(zip(known, await self._sales.standings(list(known)), strict=True))
             is_lost = bool(names) and store not in names
             others = [name for name, at in standings.items() if at.epoch and at.epoch != known[name][0]]
             query = sa.select(past_sales).where(past_sales.c.product_id.in_(others))
             past = {tuple(row) for row in await connection.execute(query)} if others else set()
+        same = {name for name, at in standings.items() if at.epoch == known[name][0] and at.version >= known[name][1]}
+        moments: dict[str, int] = {}
+        if run != self._run:  # a store that was set back may have come farther again, with other sales
+            moments = await self._sales.moments({name: known[name][1] for name in same})
+        absent = {name for name, at in standings.items() if not at.epoch and not at.exists}
         behind = [
             name
             for name, at in standings.items()
             if (name, at.epoch) in past
-            or (at.epoch == known[name][0] and at.version < known[name][1])
+            or (at.epoch == known[name][0] and name not in same)
+            or moments.get(name, rows[name].changed_at) != rows[name].changed_at
             # else it was reset; a stock that was set by hand is a new sale
-            or (is_lost and not at.epoch and not at.exists)
+            or (is_lost and name in absent and rows[name].state != _RESET)
         ]
         frozen = [
             product_id
             for product_id in behind
-            if await self._sales.freeze(product_id, standings[product_id].epoch, *known[product_id])
+            if await self._sales.freeze(product_id, standings[product_id], *known[product_id])
         ]
         for product_id in frozen:
             _log.error(
@@ -99,10 +118,26 @@ class Fence:
                 standings[product_id].version,
                 known[product_id][1],
             )
-        if self._writes and store and store not in names:
-            async with self._database.writing() as connection:
-                await connection.execute(sa.insert(stores).values(store_id=store))
+        if self._writes:
+            await self._write(store if store not in names else "", [] if is_lost else absent, rows)
+        self._run = run
         return frozen
+
+    async def _write(self, store: str, absent: Iterable[str], rows: Mapping[str, Any]) -> None:
+        """Write down what store this is, if that is new, and which products an operator has reset."""
+        reset = [name for name in absent if rows[name].state != _RESET]
+        if not store and not reset:
+            return
+        async with self._database.writing() as connection:
+            if store:
+                await connection.execute(sa.insert(stores).values(store_id=store))
+            for name in reset:
+                is_it = sa.and_(
+                    products.c.product_id == name,
+                    products.c.epoch == rows[name].epoch,
+                    products.c.version == rows[name].version,
+                )
+                await connection.execute(sa.update(products).where(is_it).values(state=_RESET))
 
     async def check_soon(self) -> None:
         """Check before anything is sold, but do not keep buyers waiting for a database that does not answer.

@@ -182,12 +182,20 @@ def _compare_users(report: Report, replay: Replay, snapshot: Snapshot, pages: Pa
     if not limit:
         report.compare("users counted, without a limit", snapshot.user_count, 0, ("DEL", USERS))
         return
+    counted: list[str | bytes | int] = []
+    gone: list[str | bytes | int] = []
     unmoved = {name: units for name, units in pages.users.items() if shown(name) not in replay.moved}
     for name, units in (unmoved | snapshot.users).items():
         user = shown(name)
         expected = replay.users.get(user)
-        command: Command = ("HSET", USERS, name, expected) if expected else ("HDEL", USERS, name)
-        report.compare(f"units of user {user}", units, expected, command)
+        if shown(units) != shown(expected):
+            report.differ(f"units of user {user}", units, expected)
+            if expected:
+                counted += (name, expected)
+            else:
+                gone.append(name)
+    for verb, values in (("HSET", counted), ("HDEL", gone)):
+        report.commands += [(verb, USERS, *values[i : i + _PUSH_COUNT]) for i in range(0, len(values), _PUSH_COUNT)]
     for user, held in replay.users.items():
         if held > limit:
             report.differ(f"limit of user {user}", held, f"at most {limit}")

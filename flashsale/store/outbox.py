@@ -149,13 +149,35 @@ class RedisOutbox:
             told = await pipeline.execute(raise_on_error=False)
         return [_standing(sale, exists) for sale, exists in zip(told[::2], told[1::2], strict=True)]
 
-    async def freeze(self, product_id: str, found_epoch: str, epoch: str, version: int) -> bool:
-        """Stop the sale of a product that the database knows up to that epoch and version; return whether it is.
-
-        It is not if the product is not at `found_epoch` any more, or has come as far by now.
-        """
+    async def run_name(self) -> str:
+        """Return what is another one each time that the store is started, or that another one stands in its place."""
         async with self._errors():
-            return bool(await self._eval(scripts.FREEZE, product_id, product_id, found_epoch, epoch, version))
+            return str((await self._redis.info("server")).get("run_id", ""))
+
+    async def moments(self, versions: Mapping[str, int]) -> dict[str, int]:
+        """Return when changes happened here, in Unix ms, by their products; without those that no ledger holds."""
+        moments: dict[str, int] = {}
+        names = list(versions)
+        for first in range(0, len(names), _STREAM_COUNT_MAX):
+            some = names[first : first + _STREAM_COUNT_MAX]
+            async with self._errors(), self._redis.pipeline(transaction=False) as pipeline:
+                for name in some:
+                    pipeline.xrevrange(keys.key(name, "orders"), f"{versions[name]}-0", count=1)
+                found = await pipeline.execute(raise_on_error=False)
+            for name, messages in zip(some, found, strict=True):
+                if isinstance(messages, list) and messages:
+                    with suppress(ValueError, KeyError):
+                        moments[name] = int(messages[0][1][b"at"])
+        return moments
+
+    async def freeze(self, product_id: str, found: Standing, epoch: str, version: int) -> bool:
+        """Stop the sale of a product that the database knows up to that epoch and version; return whether it is now.
+
+        It is not if it was before, or has begun another sale than was found, or has come farther by now.
+        """
+        values = (product_id, found.epoch, found.version, epoch, version)
+        async with self._errors():
+            return bool(await self._eval(scripts.FREEZE, product_id, *values))
 
     async def _eval(self, script: scripts.Script, product_id: str, *values: str | int) -> Any:
         names = keys.script_keys(product_id)

@@ -250,6 +250,46 @@ async def test_a_store_that_was_set_back_to_an_earlier_sale_is_frozen(shop: Shop
     assert await plain.read(shop.database) == rows
 
 
+async def test_a_store_that_was_set_back_and_came_farther_with_other_sales_is_frozen(
+    shop: Shop, admin: Admin, fence: Fence
+) -> None:
+    for name in ("p", "q"):
+        await shop.open(name, 10)
+        await shop.buy(name, "a")
+    await moved(shop, fence)
+    copy = await keys_of(shop, "p")
+    await shop.buy("p", "b")
+    await shop.buy("p", "c")
+    await moved(shop, fence)
+    await asyncio.sleep(0.002)
+    await set_back(shop, "p", copy)
+    for user in "xyz":
+        await shop.buy("p", user)
+    outbox = RedisOutbox(shop.embedded.url)
+    anew = Fence(outbox, shop.database)  # as one that finds that the store was started again
+    assert await anew.check() == ["p"]
+    assert await anew.check() == []
+    await outbox.close()
+    await assert_frozen(shop, "p")
+    await admin.recover("p", partial(read_base, shop.database, "p"))
+    assert [name async for name in admin.buyers("p")] == ["a", "b", "c"]
+    assert await shop.buy("p", "later")
+    await moved(shop, fence)
+    assert {row["user_id"] for row in (await plain.read(shop.database, "p"))["orders"]} == {"a", "b", "c", "later"}
+
+
+async def test_what_was_reset_before_the_store_was_lost_does_not_come_back(
+    shop: Shop, admin: Admin, fence: Fence
+) -> None:
+    await shop.open("p", 5)
+    await shop.open("reset", 5)
+    await moved(shop, fence)
+    await admin.reset("reset")
+    assert await fence.check() == []
+    await shop.redis.flushall()
+    assert await fence.check() == ["p"]
+
+
 async def test_what_an_operator_began_anew_is_not_frozen(shop: Shop, admin: Admin, fence: Fence) -> None:
     for name in ("reset", "anew", "by hand", "idle"):
         await shop.open(name, 5)

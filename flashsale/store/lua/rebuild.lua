@@ -7,9 +7,8 @@
 -- Returns 1 when that was done, 0 when nothing is lost here: the ledger goes as far as the database, or farther.
 
 local sale = redis.call('HMGET', KEYS[4], 'epoch', 'version', 'state')
-local ahead = tonumber(sale[2] or 0) - tonumber(ARGV[3])
--- frozen at that very version: whoever began it anew was stopped before he had written the rest
-if sale[1] == ARGV[2] and (ahead > 0 or (ahead == 0 and sale[3] ~= 'frozen'))
+-- frozen at that version or behind it: with other changes, or whoever began it anew was stopped before the rest
+if sale[1] == ARGV[2] and sale[3] ~= 'frozen' and tonumber(sale[2] or 0) >= tonumber(ARGV[3])
     and redis.call('EXISTS', KEYS[1], KEYS[5]) == 2 then
   return 0
 end
