@@ -182,11 +182,11 @@ def test_those_beside_the_workers_are_told_to_end_when_the_workers_have(
 def slow(ready):
     until_told(ready)
     time.sleep(0.5)
-    print("a worker has ended", flush=True)
+    tell("a worker has ended")
 
 def beside(ready):
     until_told(ready)
-    print("one beside has ended", flush=True)
+    tell("one beside has ended")
 
 sys.exit(supervise(2, slow, serving, beside=[beside, beside], stop_timeout_s=30))
 """)
@@ -202,13 +202,13 @@ def test_those_beside_have_the_last_third_of_the_time_when_the_workers_do_not_en
     process = supervisor("""
 def deaf(ready):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    print(os.getpid(), flush=True)
+    tell(os.getpid())
     ready()
     time.sleep(100)
 
 def beside(ready):
     until_told(ready)
-    print("one beside has ended", flush=True)
+    tell("one beside has ended")
 
 sys.exit(supervise(1, deaf, serving, beside=[beside], stop_timeout_s=1.5))
 """)

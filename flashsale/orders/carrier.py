@@ -15,6 +15,7 @@ from typing import Protocol
 from flashsale.crash import crash_point
 from flashsale.errors import BrokerUnavailableError, DatabaseError, StoreUnavailableError
 from flashsale.orders.moving import Portion
+from flashsale.store.links import raise_if_cancelled
 from flashsale.store.outbox import Delivery
 
 _WAIT_S = 0.5
@@ -95,10 +96,8 @@ class Carrier(ABC):
     async def run(self) -> None:
         """Move until told to end; troubles are waited out."""
         pause_s, trouble, looked_at, prepared = _PAUSE_S, "", float("-inf"), False
-        myself = asyncio.current_task()
         while not self._ending.is_set():
-            if myself is not None and myself.cancelling():
-                raise asyncio.CancelledError  # once more: a driver that is rolling back may keep it to itself
+            raise_if_cancelled()  # a driver that is rolling back may keep it to itself
             try:
                 if not prepared:
                     await self._prepare()

@@ -31,7 +31,7 @@ from flashsale.store.audit import Audit, ReadBase
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
 from flashsale.store.faults import NOT_EXECUTED_CODES, error_code
-from flashsale.store.links import make_client
+from flashsale.store.links import make_client, raise_if_cancelled
 from flashsale.store.rebuild import answers, sale_fields
 from flashsale.store.records import HoldRecord, Sale, read_hold, read_sale
 from flashsale.store.replay import Base
@@ -359,6 +359,7 @@ class Admin:
             try:
                 await pubsub.subscribe(keys.EVENTS_CHANNEL)
                 while True:
+                    raise_if_cancelled()
                     message = await pubsub.get_message(timeout=math.inf)
                     if message is None:
                         continue

@@ -4,6 +4,8 @@ redis-py retries by default, also after a time-out: a script that was sent again
 wipe what was sold in between. Whoever may repeat something does so knowingly.
 """
 
+import asyncio
+
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import NoBackoff
@@ -34,3 +36,10 @@ def make_pool(url: str) -> ConnectionPool:
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         health_check_interval=0,
     )
+
+
+def raise_if_cancelled() -> None:
+    """End a loop whose cancellation was lost on the way: asyncio.wait_for prefers a result that comes with it."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
