@@ -16,9 +16,6 @@ STOCK_MAX = 10**14 - 1
 QUANTITY_MAX = 1_000_000
 """The most units in one request."""
 
-USER_ID_SIZE_MAX = 256
-"""The longest user id, in UTF-8 bytes."""
-
 REQUEST_ID_SIZE_MAX = 128
 """The longest request id, in UTF-8 bytes."""
 
