@@ -11,6 +11,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from redis.asyncio import Redis
 
 from flashsale.domain.requests import Close, Pause, Refund, Restock, Resume
 from flashsale.domain.sale import Terms
+from flashsale.errors import StoreUnavailableError
 from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin
 from tests.history.checks import check
@@ -51,7 +53,14 @@ async def operate(crowd: Crowd, admin: Admin, sale: Sale, chance: random.Random)
                 await crowd.operate(admin, Refund(order_id))
         else:
             await crowd.operate(admin, Restock(product_id, chance.randint(1, 100)))
-    await crowd.operate(admin, Close(product_id))
+    while not await is_closed(admin, product_id):  # the link may be cut at any time
+        await crowd.operate(admin, Close(product_id))
+
+
+async def is_closed(admin: Admin, product_id: str) -> bool:
+    with suppress(StoreUnavailableError):
+        return (await admin.status(product_id)).state == "closed"
+    return False
 
 
 async def break_servers(servers: list[ServerProcess], start_server: StartServer, client: Redis) -> None:

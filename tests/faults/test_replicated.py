@@ -19,7 +19,7 @@ from flashsale.store.replicated import ReplicatedEngine
 
 PATIENCE_S = 20.0
 SETTINGS = [word for name, value in REQUIRED.items() for word in (f"--{name}", value)]
-SLOW_AGAIN = ["--repl-timeout", "3", "--repl-ping-replica-period", "1"]
+SOON = ["--repl-diskless-sync-delay", "0", "--repl-timeout", "3", "--repl-ping-replica-period", "1"]
 
 
 class Pair:
@@ -27,7 +27,7 @@ class Pair:
 
     def __init__(self, start_store: Callable[..., int]) -> None:
         self._start = start_store
-        self.primary_port = start_store(*SETTINGS, *SLOW_AGAIN)
+        self.primary_port = start_store(*SETTINGS, *SOON)
         self.replica_port = start_store(*SETTINGS, "--replicaof", "127.0.0.1", str(self.primary_port))
         self.url = f"redis://127.0.0.1:{self.primary_port}"
         self.primary = Redis(port=self.primary_port)
