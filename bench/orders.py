@@ -1,12 +1,13 @@
 """How fast orders get into a database: a backlog drained, the lag of a row behind its buyer's answer, and strict.
 
 The drain is of a ledger that lies there, by one worker, PostgreSQL and SQLite as they ship: each commit is on the disk.
-The lag is measured beside a server with its worker: a second process reads how far the tables are, every few
-milliseconds, and each answer's time is compared with when its version was there. Strict is measured beside local, in
-turns, both with a worker.
+The lag is measured beside a server with its worker, while a crowd buys: how far the tables are is read every few
+milliseconds, and when the answers to some of the purchases came is compared with when their versions were there. The
+product is known to the worker by then. Strict is measured beside local, in turns, both with a worker.
 """
 
 import asyncio
+import gc
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import uvloop
 from msgspec import Struct
 from redis.asyncio import Redis
 
+from bench.crowd import run_load
 from bench.databases import PostgresServer
 from bench.load import Load
 from bench.report import Target, spread
@@ -43,6 +45,7 @@ _LAG_MAX_MS = 100.0
 _STRICT_RATIO_MIN = 0.25
 _BATCH_COUNT = 200
 _LOOK_S = 0.005
+_PROBED_ONE_IN = 50
 _SETTLE_S = 30.0
 
 Progress = Callable[[str], None]
@@ -152,12 +155,18 @@ async def _drain(store: Store, url: str, order_count: int) -> float:
 
 async def _lag(scale: Scale, dialect: str, url: str) -> Target:
     stock = round(2 * scale.rate_per_s * scale.duration_s)
+    gc.collect()
+    gc.freeze()  # or a collection here would pass for a lag there
     database = Database(database_url(url, Path()))
     await database.upgrade()
     async with open_rig((*SERVE, "--orders", "--database", url)) as rig:
         await rig.admin.init(_PRODUCT_ID, stock)
         seen: list[tuple[int, float]] = []
         watching = asyncio.create_task(_watch(database, seen))
+        async with Client(rig.server.host, rig.server.port) as client, asyncio.timeout(_SETTLE_S):
+            await client.purchase(_PRODUCT_ID, "first")
+            while not seen:  # noqa: ASYNC110 - a worker learns of a new product within half a second
+                await asyncio.sleep(0.01)
         told = await _buy_at_rate(rig.server.host, rig.server.port, scale)
         last = max(version for version, _ in told)
         async with asyncio.timeout(_SETTLE_S):
@@ -169,7 +178,7 @@ async def _lag(scale: Scale, dialect: str, url: str) -> Target:
     lags = sorted(max(0.0, seen[bisect_left(seen, (version, 0.0))][1] - at) for version, at in told)
     p50, p99 = (1e3 * lags[int(len(lags) * share)] for share in (0.5, 0.99))
     name = f"lag of the row at {scale.rate_per_s:,.0f} sales/s, {dialect}"
-    told_s = f"p99 {p99:.0f} ms, p50 {p50:.0f} ms, worst {1e3 * lags[-1]:.0f} ms of {len(told):,}"
+    told_s = f"p99 {p99:.0f} ms, p50 {p50:.0f} ms, worst {1e3 * lags[-1]:.0f} ms of {len(told):,} probed"
     return Target(name, told_s, f"p99 < {_LAG_MAX_MS:.0f} ms", p99 < _LAG_MAX_MS)
 
 
@@ -184,25 +193,27 @@ async def _watch(database: Database, seen: list[tuple[int, float]]) -> None:
 
 
 async def _buy_at_rate(host: str, port: int, scale: Scale) -> list[tuple[int, float]]:
-    """Buy when it is due, whatever the server does; return version and time of each answer."""
+    """Have a crowd buy at that rate, one in so many by ourselves; return version and time of each answer to these."""
     told: list[tuple[int, float]] = []
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(Client(host, port)) for _ in range(20)]
-
-        async def buy(number: int) -> None:
-            answer = await clients[number % len(clients)].purchase(_PRODUCT_ID, f"user-{number}")
+    probe_rate_per_s = scale.rate_per_s / _PROBED_ONE_IN
+    load = Load(
+        host=host,
+        port=port,
+        product_id=_PRODUCT_ID,
+        connection_count=20,
+        duration_s=scale.duration_s,
+        rate_per_s=scale.rate_per_s - probe_rate_per_s,
+    )
+    crowd = asyncio.create_task(run_load(load.with_timeout(), process_count=1))
+    async with Client(host, port) as client:
+        number = 0
+        while not crowd.done():
+            answer = await client.purchase(_PRODUCT_ID, f"probe-{number}")
             if isinstance(answer, Success):
                 told.append((answer.version, time.monotonic()))
-
-        begun, total = time.monotonic(), round(scale.rate_per_s * scale.duration_s)
-        async with asyncio.TaskGroup() as tasks:
-            sent = 0
-            while sent < total:
-                due = min(total, int((time.monotonic() - begun) * scale.rate_per_s) + 1)
-                for number in range(sent, due):
-                    tasks.create_task(buy(number))
-                sent = due
-                await asyncio.sleep(0.002)
+            number += 1
+            await asyncio.sleep(1 / probe_rate_per_s)
+    await crowd
     return told
 
 

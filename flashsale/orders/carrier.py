@@ -20,6 +20,8 @@ from flashsale.store.outbox import Delivery
 
 _WAIT_S = 0.5
 """For changes, between two looks at which products there are."""
+_TEND_S = 2.0
+"""Between two times that what need not be done soon is done."""
 _PAUSE_S, _PAUSE_MAX_S = 0.1, 2.0
 """After a failure of the store, the database or the brokers, growing."""
 _PUT_OFF_S = 0.5
@@ -95,7 +97,7 @@ class Carrier(ABC):
 
     async def run(self) -> None:
         """Move until told to end; troubles are waited out."""
-        pause_s, trouble, looked_at, prepared = _PAUSE_S, "", float("-inf"), False
+        pause_s, trouble, looked_at, tended_at, prepared = _PAUSE_S, "", float("-inf"), float("-inf"), False
         while not self._ending.is_set():
             raise_if_cancelled()  # a driver that is rolling back may keep it to itself
             try:
@@ -106,6 +108,9 @@ class Carrier(ABC):
                 if now - looked_at >= _WAIT_S:
                     await self.look()
                     looked_at = now
+                elif now - tended_at >= _TEND_S:  # not at once: what is to be moved waits meanwhile
+                    await self.tend()
+                    tended_at = now
                 await self.step(_WAIT_S)
                 if trouble:
                     _log.info("orders are moved again")
@@ -132,6 +137,9 @@ class Carrier(ABC):
                 del told[name]
         with suppress(StoreUnavailableError):  # as in _advance
             await self._outbox.note_missing(self._positions)  # who handed it on may have died before he noted it
+
+    async def tend(self) -> None:
+        """Do what need not be done soon."""
         await self.trim()
 
     async def trim(self) -> None:

@@ -51,6 +51,7 @@ class Mover(Carrier):
         super().__init__(outbox, revive)
         self._database = database
         self._fence = fence
+        self._has_compared = False
         self._reject = reject
         self._tries: Counter[tuple[str, int]] = Counter()
 
@@ -62,10 +63,20 @@ class Mover(Carrier):
             return await positions(connection)
 
     async def look(self) -> None:
-        """Learn which products there are, and how far each is; freeze those that must not be sold."""
+        """Learn which products there are, and how far each is; at first freeze those that must not be sold."""
+        if self._fence is not None and not self._has_compared:
+            await self._compare()
+        await super().look()
+
+    async def tend(self) -> None:
+        """Trim ledgers; freeze what must not be sold."""
+        await super().tend()
+        await self._compare()
+
+    async def _compare(self) -> None:
         if self._fence is not None:
             await self._fence.check()
-        await super().look()
+            self._has_compared = True
 
     async def _carry(self, portions: Sequence[Portion]) -> int:
         """Move portions in one transaction, or each by itself if one of them is not taken."""

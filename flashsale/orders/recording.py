@@ -32,7 +32,7 @@ _ROW_COUNT_MAX = 5_000
 """In one transaction, and some more: a group is not divided."""
 _GATHER_S = 0.2
 """Attempts wait so long for others to be written with."""
-_REST = 4
+_REST = 9
 """After each transaction it rests so many times as long as that took: a sale on few cores wants them all."""
 _PAUSE_S, _PAUSE_MAX_S = 0.1, 2.0
 """After a failure of the database, growing."""
