@@ -145,8 +145,6 @@ async def run_until_told(runner: Runner, *, end_s: float, told: Callable[[], Non
         told: called with the signal.
     """
     loop = asyncio.get_running_loop()
-    gc.collect()
-    gc.freeze()  # the libraries stay: a collection that walks through them takes a tenth of a second
     running = loop.create_task(runner.run())
 
     def stop() -> None:
@@ -156,5 +154,7 @@ async def run_until_told(runner: Runner, *, end_s: float, told: Callable[[], Non
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    gc.collect()
+    gc.freeze()  # the libraries stay: a collection that walks through them takes a tenth of a second
     with suppress(asyncio.CancelledError):
         await running

@@ -105,12 +105,14 @@ class Carrier(ABC):
                     await self._prepare()
                     prepared = True
                 now = asyncio.get_running_loop().time()
-                if now - looked_at >= _WAIT_S:
-                    await self.look()
-                    looked_at = now
-                elif now - tended_at >= _TEND_S:  # not at once: what is to be moved waits meanwhile
+                tends = now - tended_at >= _TEND_S
+                if tends:
                     await self.tend()
                     tended_at = now
+                # not both at once, unless nothing is known: what is to be moved waits meanwhile
+                if now - looked_at >= _WAIT_S and not (tends and self._positions):
+                    await self.look()
+                    looked_at = now
                 await self.step(_WAIT_S)
                 if trouble:
                     _log.info("orders are moved again")
@@ -118,7 +120,8 @@ class Carrier(ABC):
             except (BrokerUnavailableError, DatabaseError, StoreUnavailableError) as error:
                 if str(error) != trouble:
                     _log.warning("orders are not moved: %s", error)
-                pause_s, trouble, looked_at = min(2 * pause_s, _PAUSE_MAX_S), str(error), float("-inf")
+                pause_s, trouble = min(2 * pause_s, _PAUSE_MAX_S), str(error)
+                looked_at = tended_at = float("-inf")
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ending.wait(), pause_s)
                 if isinstance(error, StoreUnavailableError) and self._revive is not None and not self._ending.is_set():

@@ -51,7 +51,6 @@ class Mover(Carrier):
         super().__init__(outbox, revive)
         self._database = database
         self._fence = fence
-        self._has_compared = False
         self._reject = reject
         self._tries: Counter[tuple[str, int]] = Counter()
 
@@ -62,21 +61,11 @@ class Mover(Carrier):
         async with self._database.reading() as connection:
             return await positions(connection)
 
-    async def look(self) -> None:
-        """Learn which products there are, and how far each is; at first freeze those that must not be sold."""
-        if self._fence is not None and not self._has_compared:
-            await self._compare()
-        await super().look()
-
     async def tend(self) -> None:
-        """Trim ledgers; freeze what must not be sold."""
-        await super().tend()
-        await self._compare()
-
-    async def _compare(self) -> None:
+        """Freeze what must not be sold, and trim ledgers."""
         if self._fence is not None:
             await self._fence.check()
-            self._has_compared = True
+        await super().tend()
 
     async def _carry(self, portions: Sequence[Portion]) -> int:
         """Move portions in one transaction, or each by itself if one of them is not taken."""
