@@ -4,8 +4,9 @@ from typing import get_args
 
 import pytest
 
-from flashsale.domain.answers import Answer, Success
+from flashsale.domain.answers import Answer, Cancelled, Changed, Held, ProductStatus, SoldOut, Success, last_version
 from flashsale.domain.bounds import ID_SIZE_MAX, STOCK_MAX, TIME_MAX
+from flashsale.domain.counters import Counters
 from flashsale.domain.events import PurchaseEvent, SoldOutEvent
 from flashsale.domain.ids import (
     TOKEN_LENGTH,
@@ -17,6 +18,7 @@ from flashsale.domain.ids import (
     token_of,
 )
 from flashsale.domain.requests import Cancel, Confirm, Extend, Refund
+from flashsale.domain.sale import Change, Kind
 from flashsale.errors import (
     ConfigError,
     FlashsaleError,
@@ -160,3 +162,38 @@ def test_errors_are_sentences_of_one_family() -> None:
     error = ProductNotFoundError("x")
     assert str(error) == "Product 'x' not found"
     assert error.product_id == "x"
+
+
+def test_counters_add_up_what_changes_say() -> None:
+    def change(kind: Kind, version: int, quantity: int = 0, ref: int = 0) -> Change:
+        return Change(kind=kind, version=version, at_ms=1, remaining=0, quantity=quantity, ref=ref)
+
+    sums = Counters()
+    told = [
+        change(Kind.OPENED, 1, 20, 3),
+        change(Kind.SOLD, 2, 2),
+        change(Kind.HELD, 3, 4),
+        change(Kind.EXTENDED, 4, 4, 3),
+        change(Kind.HELD, 5, 1),
+        change(Kind.CONFIRMED, 6, 4, 3),
+        change(Kind.HELD, 7, 5),
+        change(Kind.CANCELLED, 8, 1, 5),
+        change(Kind.EXPIRED, 9, 5, 7),
+        change(Kind.REFUNDED, 10, 2, 2),
+        change(Kind.RESTOCKED, 11, 10),
+        change(Kind.HELD, 12, 2),
+    ]
+    for one in told:
+        sums.follow(one)
+    assert sums == Counters(12, 20, 10, 3 + 4, 2, "open")
+    assert (sums.units, sums.remaining) == (30, 21)
+    for kind, state in ((Kind.PAUSED, "paused"), (Kind.RESUMED, "open"), (Kind.CLOSED, "closed")):
+        sums.follow(change(kind, sums.version + 1))
+        assert sums.state == state
+    assert sums.remaining == 21
+
+
+def test_the_last_version_is_that_of_the_last_change_that_is_told_of() -> None:
+    assert last_version([]) == last_version([SoldOut(), ProductStatus(1, 2, 3, "open", 9)]) == 0
+    assert last_version([Success(1, "o", 4), Cancelled(1, 7), Held("c", 1, 1, 5), SoldOut()]) == 7
+    assert last_version([Changed(1, 3)]) == 3

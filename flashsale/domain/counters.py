@@ -50,5 +50,5 @@ class Counters(Struct, array_like=True):
                 self.restocked += change.quantity
             case Kind.PAUSED | Kind.RESUMED | Kind.CLOSED:
                 self.state = _STATES[change.kind]
-            case Kind.EXTENDED:
-                pass
+            case _:
+                pass  # extended: the same units
