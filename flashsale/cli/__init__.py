@@ -1,7 +1,6 @@
 """The command line: parse, call, print. Exit codes: 0 done, 1 failed, 2 wrong usage."""
 
 import asyncio
-import logging
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from flashsale.cli.attempts import attempts
 from flashsale.cli.audit import audit, recover
 from flashsale.cli.carriers import relay, worker
 from flashsale.cli.look import buyers, holds, products, status, watch
-from flashsale.cli.options import database_option, on_reject_option, store_options
+from flashsale.cli.options import database_option, log_to_stderr, on_reject_option, store_options
 from flashsale.cli.orders import db, export, orders
 from flashsale.cli.sale import close, init, pause, refund, reset, restock, resume
 from flashsale.config import Config, load_config
@@ -60,7 +59,7 @@ def cli() -> None:
 @store_options
 def serve(config: Config) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
 
     def announce(line: str) -> None:
         click.echo(line)

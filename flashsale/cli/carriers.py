@@ -1,13 +1,11 @@
 """The commands that move orders for as long as they run: into the database, to a topic, and from it."""
 
-import logging
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from flashsale.cli.options import database_option, on_reject_option, store_options
+from flashsale.cli.options import database_option, log_to_stderr, on_reject_option, store_options
 from flashsale.config import Config
 from flashsale.kafka.brokers import Topic
 
@@ -27,7 +25,7 @@ def relay(config: Config, *, brokers: str, topic_name: str) -> None:
     """Publish the ledgers of all products to a topic of Kafka until SIGTERM or Ctrl-C; as many as you like."""
     from flashsale import workers
 
-    _log_to_stderr()
+    log_to_stderr()
     workers.relay_orders(config, Topic(brokers, topic_name), click.echo)
 
 
@@ -46,13 +44,9 @@ def worker(config: Config, *, brokers: str | None, topic_name: str | None, group
         raise click.UsageError("--group is empty: give it a name, or leave it out")
     from flashsale import workers
 
-    _log_to_stderr()
+    log_to_stderr()
     if brokers is None:
         workers.move_orders(config, click.echo)
         return
     topic = Topic(brokers, _TOPIC if topic_name is None else topic_name)
     workers.move_published_orders(config, topic, group or _GROUP, click.echo)
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

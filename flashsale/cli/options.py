@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -112,6 +113,11 @@ def with_admin(config: Config, call: Callable[[Admin], Awaitable[T]]) -> T:
 
     with backends.open_store(config) as store:
         return asyncio.run(run())
+
+
+def log_to_stderr() -> None:
+    """Have what happens while a process runs on its stderr, a line each."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
 
 def print_json(value: object) -> None:

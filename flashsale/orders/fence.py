@@ -20,7 +20,6 @@ _TIMEOUT_S = 1.0
 _RESET = "reset"
 """The state of a product in the tables that the store has no more, as an operator wanted it."""
 
-_TIMEOUT_S = 1.0
 
 _log = logging.getLogger(__name__)
 

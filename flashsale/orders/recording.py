@@ -20,6 +20,7 @@ from flashsale.errors import DatabaseError
 from flashsale.orders.database import Database
 from flashsale.orders.inserting import insert
 from flashsale.orders.tables import attempt_recorders, attempts, attempts_dropped
+from flashsale.store.links import raise_if_cancelled
 
 FULL = "full"
 """Dropped by a worker: more were waiting than its bound allows."""
@@ -77,6 +78,8 @@ class Recorder:
         """
         self._pipe = pipe
         self._database = database
+        self._is_ours = attempt_recorders.c.name == pipe.name
+        self._known = sa.select(attempt_recorders.c.settled).where(self._is_ours).with_for_update()
         self._settled_count = 0
         self._ending = asyncio.Event()
 
@@ -160,25 +163,23 @@ class Recorder:
     async def _write(self, rows: Sequence[Row], dropped: dict[str, int]) -> None:
         """Write them in one transaction, unless an earlier try has, whose end was not heard of."""
         settled_count = self._settled_count + len(rows) + sum(dropped.values())
-        is_ours = attempt_recorders.c.name == self._pipe.name
-        known = sa.select(attempt_recorders.c.settled).where(is_ours).with_for_update()
         now_ms = time.clock_gettime_ns(time.CLOCK_REALTIME) // 1_000_000
         async with self._database.writing() as connection:
-            if (await connection.execute(known)).scalar_one() < settled_count:
+            if (await connection.execute(self._known)).scalar_one() < settled_count:
                 await insert(connection, attempts, rows)
                 told = [(reason, count) for reason, count in dropped.items() if count]
                 counted = [{"at": now_ms, "attempt_count": count, "reason": reason} for reason, count in told]
                 await insert(connection, attempts_dropped, counted)
-                await connection.execute(sa.update(attempt_recorders).where(is_ours).values(settled=settled_count))
+                await connection.execute(
+                    sa.update(attempt_recorders).where(self._is_ours).values(settled=settled_count)
+                )
         self._settled_count = settled_count
 
     async def _begin(self) -> None:
         """Learn how many attempts of this run are settled already."""
         await self._database.upgrade()
-        is_ours = attempt_recorders.c.name == self._pipe.name
-        known = sa.select(attempt_recorders.c.settled).where(is_ours).with_for_update()
         async with self._database.writing() as connection:
-            settled_count = (await connection.execute(known)).scalar_one_or_none()
+            settled_count = (await connection.execute(self._known)).scalar_one_or_none()
             if settled_count is None:
                 settled_count = 0
                 row = {"name": self._pipe.name, "settled": settled_count}
@@ -192,10 +193,8 @@ class Recorder:
             DatabaseError: the rows themselves are refused, for good.
         """
         pause_s, trouble = _PAUSE_S, ""
-        myself = asyncio.current_task()
         while True:
-            if myself is not None and myself.cancelling():
-                raise asyncio.CancelledError  # once more: a driver that is rolling back may keep it to itself
+            raise_if_cancelled()  # a driver that is rolling back may keep it to itself
             try:
                 await step()
             except DatabaseError as error:

@@ -17,24 +17,33 @@ ORDER_COLUMNS = tuple(column.name for column in orders.c)
 _PAGE_COUNT = 2_000
 
 
-async def list_orders(
-    database: Database, product_id: str | None = None, user_id: str | None = None
+async def _pages(
+    database: Database, query: sa.Select[Any], column: sa.Column[Any], first: Any
 ) -> AsyncIterator[dict[str, Any]]:
-    """Yield orders by their ids, which is by time; a row by the names of its columns, times in Unix ms."""
-    query = sa.select(orders).order_by(orders.c.order_id).limit(_PAGE_COUNT)
-    if product_id is not None:
-        query = query.where(orders.c.product_id == product_id)
-    if user_id is not None:
-        query = query.where(orders.c.user_id == user_id)
-    last = ""
+    """Yield rows by a column that is different in each, from behind a value; each page is a transaction of its own."""
+    last = first
     while True:
+        page_query = query.where(column > last).order_by(column).limit(_PAGE_COUNT)
         async with database.reading() as connection:
-            page = (await connection.execute(query.where(orders.c.order_id > last))).mappings().all()
+            page = (await connection.execute(page_query)).mappings().all()
         for row in page:
             yield dict(row)
         if len(page) < _PAGE_COUNT:
             return
-        last = page[-1]["order_id"]
+        last = page[-1][column.name]
+
+
+async def list_orders(
+    database: Database, product_id: str | None = None, user_id: str | None = None
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield orders by their ids, which is by time; a row by the names of its columns, times in Unix ms."""
+    query = sa.select(orders)
+    if product_id is not None:
+        query = query.where(orders.c.product_id == product_id)
+    if user_id is not None:
+        query = query.where(orders.c.user_id == user_id)
+    async for row in _pages(database, query, orders.c.order_id, ""):
+        yield row
 
 
 async def list_dead_letters(database: Database) -> Sequence[dict[str, Any]]:
@@ -87,16 +96,9 @@ class AttemptsWanted(Struct, frozen=True, kw_only=True):
 
 async def list_attempts(database: Database, wanted: AttemptsWanted) -> AsyncIterator[dict[str, Any]]:
     """Yield attempts, the oldest first; a row by the names of its columns, times in Unix ms."""
-    query = sa.select(attempts).where(wanted.condition()).order_by(attempts.c.id).limit(_PAGE_COUNT)
-    last = 0
-    while True:
-        async with database.reading() as connection:
-            page = (await connection.execute(query.where(attempts.c.id > last))).mappings().all()
-        for row in page:
-            yield dict(row)
-        if len(page) < _PAGE_COUNT:
-            return
-        last = page[-1]["id"]
+    query = sa.select(attempts).where(wanted.condition())
+    async for row in _pages(database, query, attempts.c.id, 0):
+        yield row
 
 
 async def count_attempts(database: Database, wanted: AttemptsWanted) -> dict[str, int]:

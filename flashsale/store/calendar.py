@@ -1,14 +1,9 @@
 """When holds expire: the index of all products that the decision script keeps, by the store's clock."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 
-from redis.exceptions import RedisError
-
-from flashsale.errors import StoreUnavailableError
 from flashsale.store import keys
-from flashsale.store.address import shown_url
-from flashsale.store.links import make_client
+from flashsale.store.links import make_client, store_errors
 
 _ANSWER_TIMEOUT_S = 2.0
 _PAGE_COUNT = 256  # products in one look
@@ -19,7 +14,7 @@ class RedisCalendar:
 
     def __init__(self, url: str) -> None:
         """Name the store by its URL; connects with the first call."""
-        self._url = url
+        self._errors = partial(store_errors, url)
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
         self._start = 0  # of the next look, as a rank
 
@@ -51,10 +46,3 @@ class RedisCalendar:
     async def close(self) -> None:
         """Give up the connection."""
         await self._redis.aclose()
-
-    @asynccontextmanager
-    async def _errors(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError(f"cannot reach Redis at {shown_url(self._url)}: {error}") from error

@@ -5,11 +5,17 @@ wipe what was sold in between. Whoever may repeat something does so knowingly.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import ConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
+
+from flashsale.errors import StoreUnavailableError
+from flashsale.store.address import shown_url
 
 CONNECT_TIMEOUT_S = 1.0
 """Of a bare connection."""
@@ -36,6 +42,15 @@ def make_pool(url: str) -> ConnectionPool:
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         health_check_interval=0,
     )
+
+
+@asynccontextmanager
+async def store_errors(url: str) -> AsyncIterator[None]:
+    """Raise StoreUnavailableError, with the store's address in its text, when a call fails."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise StoreUnavailableError(f"cannot reach Redis at {shown_url(url)}: {error}") from error
 
 
 def raise_if_cancelled() -> None:

@@ -6,20 +6,19 @@ but a note for operators.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 from msgspec import Struct
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from flashsale.domain.sale import Change, Standing
-from flashsale.errors import StoreUnavailableError
 from flashsale.store import keys, scripts
-from flashsale.store.address import shown_url
 from flashsale.store.encoding import decode_message
 from flashsale.store.faults import error_code
-from flashsale.store.links import make_client
+from flashsale.store.links import make_client, store_errors
 from flashsale.store.trimming import Trimmer, Window
 
 _ANSWER_TIMEOUT_S = 5.0
@@ -51,7 +50,7 @@ class RedisOutbox:
             window: what stays of a ledger although it was handed on.
             stores: whether it is handed on to the database itself, for which some wait.
         """
-        self._url = url
+        self._errors = partial(store_errors, url)
         self._stores = stores
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
         self._trimmer = Trimmer(self._redis, window or Window())
@@ -199,13 +198,6 @@ class RedisOutbox:
         """Forget the beginnings of these ledgers that are in the database and beyond the window, or a part of them."""
         async with self._errors():
             await self._trimmer.trim(product_ids)
-
-    @asynccontextmanager
-    async def _errors(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError(f"cannot reach Redis at {shown_url(self._url)}: {error}") from error
 
 
 def _standing(sale: Any, exists: Any) -> Standing:

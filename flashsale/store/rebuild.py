@@ -6,14 +6,13 @@ return in time), and the sales that had not reached the database.
 
 import msgspec
 
+from flashsale.domain.bounds import REQUESTS_KEPT_S
 from flashsale.domain.sale import PLAIN
 from flashsale.store.comparison import REQUESTS, SALE
 from flashsale.store.encoding import encode_asked
 from flashsale.store.replay import Base, PastOrder
 from flashsale.store.report import Command
 
-REQUESTS_KEPT_S = 86_400
-"""As in lua/frame.lua."""
 _PAIR_COUNT = 500  # in one HSET: unpack() in Lua takes no more than some thousands values
 _SUCCESS = 1
 

@@ -4,16 +4,13 @@ It is written once the brokers have acknowledged, so that it may be behind, but 
 everything published again.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
-from redis.exceptions import RedisError
-
-from flashsale.errors import StoreUnavailableError
 from flashsale.store import keys
-from flashsale.store.address import shown_url
-from flashsale.store.links import make_client
+from flashsale.store.links import make_client, store_errors
 
 _ANSWER_TIMEOUT_S = 5.0
 
@@ -23,7 +20,7 @@ class RelayedNotes:
 
     def __init__(self, url: str) -> None:
         """Name the store by its URL; connects with the first call."""
-        self._url = url
+        self._errors = partial(store_errors, url)
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
 
     async def close(self) -> None:
@@ -51,10 +48,3 @@ class RelayedNotes:
         """Delete those of products that are gone."""
         async with self._errors():
             await cast("Any", self._redis.hdel(keys.RELAYED, *product_ids))
-
-    @asynccontextmanager
-    async def _errors(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except (RedisError, OSError) as error:
-            raise StoreUnavailableError(f"cannot reach Redis at {shown_url(self._url)}: {error}") from error
