@@ -105,6 +105,15 @@ def module_home() -> Iterator[Path]:
         yield path
 
 
+@pytest.fixture(scope="module")
+def embedded(module_home: Path) -> Iterator[EmbeddedStore]:
+    """A store for the tests of this module alone: a mover moves all there is."""
+    store = EmbeddedStore(module_home / "store")
+    store.acquire()
+    yield store
+    store.release()
+
+
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A directory for one test."""

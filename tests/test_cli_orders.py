@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from flashsale.domain.sale import Change, Kind
+from flashsale.domain.sale import Change, Kind, Portion
 from flashsale.orders.database import Database, database_url
-from flashsale.orders.moving import Portion, bury, move
+from flashsale.orders.moving import bury, move
 from flashsale.store.embedded import EmbeddedStore
 from tests.command_line import Result, call_here
 

@@ -1,5 +1,6 @@
 """A sale: its terms, and the changes in its ledger."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from msgspec import Struct
@@ -64,6 +65,14 @@ class Change(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When the hold ends, in Unix seconds."""
     terms: Terms | None = None
     """Of `opened`: what the operator said; None for a stock that was set by hand."""
+
+
+class Portion(Struct, frozen=True):
+    """Changes of one sale, in the order of their versions, without a gap."""
+
+    product_id: str
+    epoch: str
+    changes: Sequence[Change]
 
 
 class Standing(Struct, frozen=True):

@@ -17,7 +17,7 @@ A message may come again, also with changes cut differently. Every change is kno
 version: whoever has seen one of that version or a later one of that sale passes over it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Annotated
 
@@ -26,7 +26,7 @@ from msgspec import Meta, Struct, structs
 
 from flashsale.domain.bounds import ID_SIZE_MAX, STOCK_MAX, TIME_MAX
 from flashsale.domain.ids import OrderRef, make_order_id
-from flashsale.domain.sale import Change, Kind, Terms
+from flashsale.domain.sale import Change, Kind, Portion, Terms
 
 SIZE_MAX = 256 * 1024
 """Bytes in the changes of a message, unless it is a single one; brokers take 1 MiB unless told otherwise."""
@@ -66,15 +66,6 @@ class _Written(Struct, frozen=True, omit_defaults=True):
     terms: Terms | None = None
 
 
-class Told(Struct, frozen=True):
-    """What a message tells."""
-
-    product_id: str
-    epoch: str
-    changes: Sequence[Change]
-    """At least one; their versions follow each other."""
-
-
 _decode = msgspec.json.Decoder(_Message).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -111,7 +102,7 @@ def _entry(product_id: str, epoch: str, change: Change) -> _Entry:
     )
 
 
-def decode(data: bytes) -> Told:
+def decode(data: bytes) -> Portion:
     """Return what a message tells; raises ValueError when it is none."""
     message = _decode(data)
     changes = []
@@ -120,4 +111,4 @@ def decode(data: bytes) -> Told:
         del fields["order_id"]  # it follows from the others
         terms = message.terms if entry.kind is Kind.OPENED else None
         changes.append(Change(version=version, at_ms=message.at, terms=terms, **fields))
-    return Told(message.product_id, message.epoch, changes)
+    return Portion(message.product_id, message.epoch, changes)

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from flashsale.domain.sale import Portion
 from flashsale.errors import BrokerUnavailableError, StoreUnavailableError
 from flashsale.kafka.brokers import Topic, stop
 from flashsale.kafka.messages import encode
 from flashsale.orders.carrier import Carrier, Outbox
-from flashsale.orders.moving import Portion
 from flashsale.store.relayed import RelayedNotes
 
 _START_S = 15.0

@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Protocol
 
 from flashsale.crash import crash_point
+from flashsale.domain.sale import Portion
 from flashsale.errors import BrokerUnavailableError, DatabaseError, StoreUnavailableError
-from flashsale.orders.moving import Portion
 from flashsale.store.links import raise_if_cancelled
 from flashsale.store.outbox import Delivery
 
@@ -169,9 +169,7 @@ class Carrier(ABC):
                 self._put_off(found.product_id, found.fault)
         if deliveries:
             crash_point("after-fetch")
-        return await self._carry(
-            [Portion(found.product_id, found.epoch, found.changes) for found in deliveries if found.changes]
-        )
+        return await self._carry([found for found in deliveries if found.changes])
 
     async def _advance(self, portion: Portion) -> None:
         version = portion.changes[-1].version

@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flashsale.domain.counters import Counters
 from flashsale.domain.ids import parse_order_id
-from flashsale.domain.sale import Change, Terms
+from flashsale.domain.sale import Change, Portion, Terms
 from flashsale.orders.database import Database
-from flashsale.orders.moving import Portion, Rows, work_out
+from flashsale.orders.moving import Rows, work_out
 from flashsale.orders.tables import dead_letters, holds, orders, products
 from flashsale.store.records import HoldRecord
 from flashsale.store.replay import Base, PastOrder

@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from flashsale.crash import crash_point
 from flashsale.domain.ids import OrderRef, make_order_id
-from flashsale.domain.sale import Kind
+from flashsale.domain.sale import Kind, Portion
 from flashsale.errors import DatabaseError, LedgerGapError, OutcomeUnknownError, StoreUnavailableError
 from flashsale.orders.carrier import Carrier, Outbox
 from flashsale.orders.database import Database
 from flashsale.orders.fence import Fence
-from flashsale.orders.moving import Portion, bury, move, positions
+from flashsale.orders.moving import bury, move, positions
 
 TRIES_MAX = 5
 """Of a change that the database does not take, before it goes to the dead letters."""

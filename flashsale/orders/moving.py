@@ -11,23 +11,15 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from msgspec import Struct, structs
+from msgspec import structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flashsale.domain.counters import Counters
 from flashsale.domain.ids import OrderRef, make_order_id
-from flashsale.domain.sale import Change, Kind
+from flashsale.domain.sale import Change, Kind, Portion
 from flashsale.errors import LedgerGapError
 from flashsale.orders.inserting import insert
 from flashsale.orders.tables import dead_letters, holds, orders, past_sales, products
-
-
-class Portion(Struct, frozen=True):
-    """Changes of one sale, in the order of their versions, without a gap."""
-
-    product_id: str
-    epoch: str
-    changes: Sequence[Change]
 
 
 class Rows:

@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from flashsale.domain.sale import Change
+from flashsale.domain.sale import Change, Portion
 from flashsale.orders.database import Database
-from flashsale.orders.moving import Portion, write_row
+from flashsale.orders.moving import write_row
 from flashsale.orders.tables import attempt_recorders, attempts, attempts_dropped, dead_letters, orders
 
 ORDER_COLUMNS = tuple(column.name for column in orders.c)

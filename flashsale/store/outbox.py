@@ -2,7 +2,7 @@
 
 A ledger and its sale are written by the decision script in one step, so that whatever was sold is found here. Where the
 reading stands is known by whoever writes it down, in the transaction of the rows; nothing of that is kept in the store
-but a note for operators.
+but a note, for operators and for whoever must wait.
 """
 
 import secrets
@@ -11,10 +11,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
-from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from flashsale.domain.sale import Change, Standing
+from flashsale.domain.sale import Change, Portion, Standing
 from flashsale.store import keys, scripts
 from flashsale.store.encoding import decode_message
 from flashsale.store.faults import error_code
@@ -29,12 +28,9 @@ _STREAM_COUNT_MAX = 256
 _UNREADABLE = Standing(exists=True)
 
 
-class Delivery(Struct, frozen=True):
-    """Changes of one sale, as they follow each other in its ledger."""
+class Delivery(Portion, frozen=True):
+    """A part of a ledger as it was read."""
 
-    product_id: str
-    epoch: str
-    changes: list[Change]
     fault: str = ""
     """What is wrong with the message behind them, which cannot be read."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from flashsale.domain.bounds import STOCK_MAX, TIME_MAX
 from flashsale.domain.ids import OrderRef, parse_order_id
-from flashsale.domain.sale import Change, Kind
+from flashsale.domain.sale import Change, Kind, Portion
 from flashsale.kafka import messages
 from flashsale.kafka.messages import SIZE_MAX, decode, encode
 
@@ -34,7 +34,7 @@ EVERYTHING = [
 def test_every_kind_of_change_is_read_as_it_was_written():
     assert {change.kind for change in EVERYTHING} == set(Kind)
     [message] = encode("p", "0000000a", EVERYTHING)
-    assert decode(message) == messages.Told("p", "0000000a", EVERYTHING)
+    assert decode(message) == Portion("p", "0000000a", EVERYTHING)
 
 
 def test_orders_are_told_with_their_ids_and_nothing_else_is():

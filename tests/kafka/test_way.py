@@ -17,18 +17,18 @@ from aiokafka.errors import MessageSizeTooLargeError
 
 from flashsale.domain.answers import Held, Success
 from flashsale.domain.requests import Cancel, Confirm, Extend, Pause, Purchase, Refund, Reserve, Restock, Resume
-from flashsale.domain.sale import Change, Kind
+from flashsale.domain.sale import Change, Kind, Portion
 from flashsale.errors import BrokerUnavailableError
 from flashsale.kafka import inbox, relay
 from flashsale.kafka.brokers import Topic
 from flashsale.kafka.inbox import Inbox
-from flashsale.kafka.messages import Told, decode, encode
+from flashsale.kafka.messages import decode, encode
 from flashsale.kafka.relay import Relay
 from flashsale.orders import carrier, reports
 from flashsale.orders.carrier import Carrier
 from flashsale.orders.database import Database, database_url
 from flashsale.orders.mover import Mover
-from flashsale.orders.moving import Portion, move
+from flashsale.orders.moving import move
 from flashsale.store.admin import Admin
 from flashsale.store.embedded import EmbeddedStore
 from flashsale.store.outbox import RedisOutbox
@@ -42,14 +42,6 @@ EPOCH = "0000000a"
 
 on_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-
-
-@pytest.fixture(scope="module")
-def embedded(module_home: Path) -> Iterator[EmbeddedStore]:
-    store = EmbeddedStore(module_home / "store")
-    store.acquire()
-    yield store
-    store.release()
 
 
 @pytest.fixture
@@ -99,11 +91,11 @@ async def working(database: Database, topic: Topic, group: str) -> AsyncIterator
         yield read
 
 
-async def published(topic: Topic) -> list[Told]:
+async def published(topic: Topic) -> list[Portion]:
     """Return all messages of a topic."""
     consumer = AIOKafkaConsumer(topic.name, bootstrap_servers=topic.brokers, auto_offset_reset="earliest")
     await consumer.start()
-    found: list[Told] = []
+    found: list[Portion] = []
     for partition, end in (await consumer.end_offsets(consumer.assignment())).items():
         while await consumer.position(partition) < end:
             found += [

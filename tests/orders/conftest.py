@@ -1,12 +1,13 @@
 """Databases for the tests of the orders: every test that asks for one runs on SQLite, PostgreSQL and MariaDB."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from flashsale.orders.database import Database, database_url
+from flashsale.store.admin import Admin
 from flashsale.store.embedded import EmbeddedStore
 from tests.orders import plain
 from tests.orders.shop import Shop
@@ -55,21 +56,18 @@ async def database(shared_url: str) -> AsyncIterator[Database]:
     await opened.close()
 
 
-@pytest.fixture(scope="module")
-def embedded(module_home: Path) -> Iterator[EmbeddedStore]:
-    """A store for the tests of this module alone: a mover moves all there is."""
-    store = EmbeddedStore(module_home / "store")
-    store.acquire()
-    yield store
-    store.release()
-
-
 @pytest.fixture
 async def shop(embedded: EmbeddedStore, database: Database, shared_url: str) -> AsyncIterator[Shop]:
     made = Shop(embedded, database, shared_url)
     await made.redis.flushall()
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def admin(shop: Shop) -> AsyncIterator[Admin]:
+    async with Admin(shop.embedded.url) as opened:
+        yield opened
 
 
 FORBIDDEN = {

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from flashsale.domain.sale import Change, Kind
+from flashsale.domain.sale import Change, Kind, Portion
 from flashsale.errors import DatabaseError, InvalidValueError
 from flashsale.orders import database as database_module
 from flashsale.orders.database import Database, database_url
-from flashsale.orders.moving import Portion, move
+from flashsale.orders.moving import move
 from flashsale.orders.tables import dead_letters, metadata, orders, products
 from tests.orders import plain
 

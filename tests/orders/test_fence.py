@@ -27,16 +27,7 @@ TERMS = {
 }
 
 
-@pytest.fixture(params=["sqlite", "postgresql"], scope="module")
-def dialect(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
-
-
-@pytest.fixture
-async def admin(shop: Shop) -> AsyncIterator[Admin]:
-    async with Admin(shop.embedded.url) as opened:
-        yield opened
+pytestmark = pytest.mark.parametrize("dialect", ["sqlite", "postgresql"], indirect=True, scope="module")
 
 
 @pytest.fixture

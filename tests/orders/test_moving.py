@@ -28,11 +28,11 @@ from flashsale.domain.requests import (
     Resume,
     Sweep,
 )
-from flashsale.domain.sale import PLAIN, Change, Kind, Terms
+from flashsale.domain.sale import PLAIN, Change, Kind, Portion, Terms
 from flashsale.errors import DatabaseError, LedgerGapError
 from flashsale.memory import MemoryEngine
 from flashsale.orders.database import Database, database_url
-from flashsale.orders.moving import Portion, bury, move
+from flashsale.orders.moving import bury, move
 from flashsale.orders.tables import orders, products
 from tests.orders import plain
 

@@ -24,10 +24,7 @@ from tests.orders.shop import PATIENCE_S, Shop, until
 SHORT_S = 0.2
 
 
-@pytest.fixture(params=["sqlite", "postgresql"], scope="module")
-def dialect(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+pytestmark = pytest.mark.parametrize("dialect", ["sqlite", "postgresql"], indirect=True, scope="module")
 
 
 @pytest.fixture

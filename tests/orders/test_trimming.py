@@ -1,7 +1,6 @@
 """What is in the database leaves the ledger after a while; audits, refunds and movers go on as if it had not."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
@@ -23,16 +22,7 @@ NOTHING = Window(count=0, age_s=0.0)
 TERMS = {"plain": Terms(), "limited": Terms(limit=5), "numbered": Terms(numbered=True, limit=9)}
 
 
-@pytest.fixture(params=["sqlite", "postgresql"], scope="module")
-def dialect(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
-
-
-@pytest.fixture
-async def admin(shop: Shop) -> AsyncIterator[Admin]:
-    async with Admin(shop.embedded.url) as opened:
-        yield opened
+pytestmark = pytest.mark.parametrize("dialect", ["sqlite", "postgresql"], indirect=True, scope="module")
 
 
 async def length(shop: Shop, product_id: str) -> int:
