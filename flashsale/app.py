@@ -4,24 +4,26 @@ import asyncio
 import gc
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
+from msgspec import Struct
 
 from flashsale import crash, supervisor
+from flashsale.asking import Asker
 from flashsale.attempts import AttemptSender, Pipe
 from flashsale.backends import Store, open_database, open_store
 from flashsale.batching import Batcher, Limits
-from flashsale.config import Config, split_address
-from flashsale.errors import ListenError, StoreUnavailableError
+from flashsale.config import HTTP_WORDS, Config, split_address
+from flashsale.errors import ConfigError, ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
 from flashsale.launch import raise_descriptor_limit
-from flashsale.server import ServerLimits, TcpServer, bind
+from flashsale.server import ServerLimits, TcpServer
+from flashsale.sockets import Port
 from flashsale.store.calendar import RedisCalendar
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
@@ -32,9 +34,30 @@ from flashsale.store.replicated import ReplicatedEngine
 from flashsale.store.strict import StrictEngine
 
 if TYPE_CHECKING:  # what is behind it takes longer to import than all else together: where it is not needed, it is not
+    from flashsale.http.door import HttpDoor
     from flashsale.orders.fence import Fence
 
 _log = logging.getLogger(__name__)
+
+
+class Ports(Struct, frozen=True, kw_only=True):
+    """Where the doors are."""
+
+    listen: Port
+    http: Port | None
+    """Of its own; None when HTTP is spoken on the first one, or not at all."""
+    grpc: Port | None
+
+    @property
+    def others(self) -> str:
+        """Return what the line that says where the server listens has behind all else."""
+        named = {"HTTP": self.http, "gRPC": self.grpc}
+        return "".join(f", {name}: {port}" for name, port in named.items() if port is not None)
+
+    @property
+    def open_to_others(self) -> list[Port]:
+        """Return those that others reach than this machine."""
+        return [port for port in (self.listen, self.http, self.grpc) if port is not None and not port.is_loopback]
 
 
 def serve(config: Config, announce: Callable[[str], None]) -> int:
@@ -48,39 +71,35 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
         FlashsaleError: the address is taken, or the store cannot be reached or keeps too little.
     """
     crash.arm()
-    host, port = split_address(config.listen)
     raise_descriptor_limit()
-    # Taken alone, also by several workers: sharing a port is refused to whoever already has it for himself, but would
-    # quietly succeed with another server of several workers.
-    listening = bind(host, port)
-    port = listening.getsockname()[1]
-    shown_host = f"[{host}]" if ":" in host else host
-
-    with open_store(config) as store:
+    with ExitStack() as stack:
+        ports = Ports(
+            listen=stack.enter_context(Port(*split_address(config.listen))),
+            http=None if config.http in HTTP_WORDS else stack.enter_context(Port(*split_address(config.http))),
+            grpc=None if config.grpc is None else stack.enter_context(Port(*split_address(config.grpc))),
+        )
+        store = stack.enter_context(open_store(config))
 
         def ready() -> None:
-            line = f"Server initialized - Listening on {shown_host}:{port}, Redis: {store}"
+            line = f"Server initialized - Listening on {ports.listen}, Redis: {store}{ports.others}"
             announce(line)
             _log.info(line)
-            if host not in {"127.0.0.1", "::1", "localhost"}:
-                _log.warning("listening beyond loopback: whoever reaches %s:%d can buy", shown_host, port)
+            for port in ports.open_to_others:
+                _log.warning("listening beyond loopback: whoever reaches %s can buy", port)
 
         if config.workers == 1 and not (config.orders or config.record_attempts):
-            uvloop.run(_work(config, store, None, listening, ready))
+            uvloop.run(_work(config, store, None, ports, ready))
             return 0
         pipe = Pipe() if config.record_attempts else None
-        listening.close()
-        reserved = bind(host, port, shared=True)  # never listens; it keeps the port ours while workers come and go
         try:
             return supervisor.supervise(
                 config.workers,
-                lambda told: uvloop.run(_work(config, store, pipe, bind(host, port, shared=True), told)),
+                lambda told: uvloop.run(_work(config, store, pipe, ports, told)),
                 ready,
                 beside=_work_beside(config, store, pipe),
                 stop_timeout_s=config.drain_timeout_s + 1,
             )
         finally:
-            reserved.close()
             lost_count = pipe.close() if pipe is not None else 0
             if lost_count:
                 _log.error("%d attempts are not recorded: no recorder took them", lost_count)
@@ -120,10 +139,8 @@ async def _open_fence(config: Config, store: Store) -> AsyncIterator["Fence | No
         await database.close()
 
 
-async def _work(
-    config: Config, store: Store, pipe: Pipe | None, listening: socket.socket, ready: Callable[[], None]
-) -> None:
-    """Serve on a bound socket until SIGTERM or SIGINT, then drain; what is answered goes into the pipe."""
+async def _work(config: Config, store: Store, pipe: Pipe | None, ports: Ports, ready: Callable[[], None]) -> None:
+    """Serve on these ports until SIGTERM or SIGINT, then drain; what is answered goes into the pipe."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -144,7 +161,7 @@ async def _work(
     async with _open_fence(config, store) as fence, _open_engine(config, store, fence) as engine:
         sender = AttemptSender(pipe.sending, size_max=config.attempts_size_max) if pipe is not None else None
         batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True), sender)
-        await _sell(config, store, batcher, listening, ready, stopping)
+        await _sell(config, store, batcher, ports, ready, stopping)
         if sender is not None:
             await sender.close()
 
@@ -176,17 +193,20 @@ async def _sell(
     config: Config,
     store: Store,
     batcher: Batcher,
-    listening: socket.socket,
+    ports: Ports,
     ready: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
     """Answer buyers until told to stop, then drain."""
     feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
-    server = TcpServer(batcher.submit, msgspec.convert(config, ServerLimits, from_attributes=True), feed)
+    limits = msgspec.convert(config, ServerLimits, from_attributes=True)
+    asker = Asker(batcher.submit)
+    http = None if config.http == "off" else _open_http(config, asker, feed, stopping)
+    server = TcpServer(batcher.submit, limits, feed, http.make_session if http else None)
     calendar = RedisCalendar(store.url)
     sweeping = asyncio.create_task(Sweeper(calendar, batcher.submit).run())
     try:
-        await server.start(listening)
+        await server.start(ports.listen.bind(), ports.http.bind() if ports.http else None)
     except OSError as error:
         raise ListenError(f"cannot listen on {config.listen}: {error.strerror}") from error
     gc.freeze()  # what was made up to here stays; collections need not walk through it while buyers wait
@@ -194,7 +214,26 @@ async def _sell(
     await stopping.wait()
     _log.info("draining %d connections", server.connection_count)
     sweeping.cancel()
+    asker.refuse()
     await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
     await feed.close()
     await calendar.close()
     _log.info("stopped")
+
+
+def _open_http(config: Config, asker: Asker, feed: Feed, stopping: asyncio.Event) -> "HttpDoor | None":
+    """Return the HTTP door; None when what it is made of is not installed and nobody asked for it by its address.
+
+    Raises:
+        ConfigError: it is not installed, and has an address of its own.
+    """
+    try:
+        from flashsale.http.door import HttpDoor
+        from flashsale.http.services import Services
+    except ModuleNotFoundError as error:
+        if config.http != "shared":
+            raise ConfigError(f"HTTP needs {error.name}: install 'flashsale[http]'") from error
+        _log.warning("HTTP is not spoken here: it needs %s, which 'flashsale[http]' installs", error.name)
+        return None
+    services = Services(ask=asker.ask, feed=feed, draining=stopping)
+    return HttpDoor(services, idle_timeout_s=config.idle_timeout_s, body_size_max=config.payload_size_max)

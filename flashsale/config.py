@@ -40,6 +40,10 @@ DATABASE_PARTS = {
 """A PostgreSQL in parts, with what each is when another one is given; an URL wins."""
 
 
+HTTP_WORDS = frozenset({"shared", "off"})
+"""What the setting `http` may be instead of an address."""
+
+
 class OnReject(StrEnum):
     """What becomes of an order that the database does not take."""
 
@@ -54,6 +58,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     listen: str = "127.0.0.1:8080"
     """HOST:PORT; an empty host means all interfaces, port 0 a free one."""
+    http: str = "shared"
+    """Where HTTP is spoken: on the port of `listen`, on HOST:PORT instead, or `off`."""
+    grpc: str | None = None
+    """HOST:PORT of the gRPC door."""
     workers: int = 1
     """Server processes that share the port."""
     home: str = "~/.local/state/flashsale"

@@ -20,7 +20,9 @@ START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 90.0
 """Longer than the longest drain_timeout_s, after which the embedded store is stopped too."""
 
-_LINE = re.compile(r"Server initialized - Listening on (.*):(\d+), Redis: (.*)")
+_LINE = re.compile(
+    r"Server initialized - Listening on (.*):(\d+), Redis: (.*?)(?:, HTTP: .*:(\d+))?(?:, gRPC: .*:(\d+))?\s*"
+)
 _READ_SIZE = 4096
 _GIVE_UP_TIMEOUT_S = 15.0  # for one that never served, and so has nobody to answer
 
@@ -74,7 +76,7 @@ class ServerProcess:
             env=environment,
         )
         try:
-            match = _LINE.match(self._read_line(start_timeout_s))
+            match = _LINE.fullmatch(self._read_line(start_timeout_s))
             if match is None:
                 raise FlashsaleError("the server did not start")
         except BaseException:
@@ -83,6 +85,9 @@ class ServerProcess:
         self.host = match[1].strip("[]") or "127.0.0.1"
         self.port = int(match[2])
         self.store = match[3]
+        self.http_port = int(match[4] or self.port)
+        self.grpc_port = int(match[5] or 0)
+        """0 when there is no gRPC."""
 
     def _read_line(self, timeout_s: float) -> str:
         """Return the first line that it prints, or what there is of it when it ends before."""

@@ -8,24 +8,19 @@ has deadlines, kept by one sweep a second rather than a timer each.
 import asyncio
 import logging
 import math
-import resource
 import socket
-import struct
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Protocol, TypeAlias, cast
 
 from msgspec import Struct
 
 from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, Answer, Failed
 from flashsale.domain.requests import Request, Subscribe
-from flashsale.errors import ConfigError, ListenError
 from flashsale.feed import Feed
+from flashsale.sockets import LISTEN_BACKLOG, connection_count_allowed, keep_alive, reset
 from flashsale.subscriptions import Subscriber
 from flashsale.wire import PAYLOAD_SIZE_DEFAULT, SUBSCRIBER_TOO_SLOW, ClientRequest, MessageType, encode_answer
-
-LISTEN_BACKLOG = 65_535
-"""Asked for; the kernel cuts it to net.core.somaxconn. With uvloop's default of 100, 10,000 clients at once hang."""
 
 SEGMENT_SIZE_MAX = 32 * 1024
 """Bytes read from a client at once: what it is sent for them may have to wait in memory, and so may they."""
@@ -35,16 +30,45 @@ UNSENT_SIZE_MAX = 16 * 1024
 
 _SWEEP_S = 1.0
 _SWEEP_COUNT = 512  # sessions looked at before buyers have a turn: about a millisecond
-_DESCRIPTORS_KEPT = 64  # for the store, the listeners, files
-_NO_LINGER = struct.pack("ii", 1, 0)
 _TOO_MANY = encode_answer(MessageType.NOTICE, BUSY)
-
-# A subscriber may send nothing for as long as it likes, so the kernel asks whether it is still there.
-_KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 _log = logging.getLogger(__name__)
 
 Submit = Callable[[Request, "Session", int], None]
+
+_METHOD_BYTES = range(ord("A"), ord("Z") + 1)
+"""What a connection begins with that speaks HTTP: no message type of this protocol is a capital letter."""
+
+
+class Visitor(Protocol):
+    """A client as the server knows it, whatever it speaks."""
+
+    def sweep(self, limits: "ServerLimits", /) -> None:
+        """Look at the clock: part from a client that is past one of its deadlines."""
+        ...
+
+    def finish(self) -> None:
+        """End as soon as everything that was asked is answered."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the client now."""
+        ...
+
+
+class HttpVisitor(Visitor, Protocol):
+    """The protocol of one that speaks HTTP."""
+
+    def connection_made(self, transport: asyncio.Transport, /) -> None:
+        """Take the client in."""
+        ...
+
+    def data_received(self, data: bytes, /) -> None:
+        """Take a segment."""
+        ...
+
+
+MakeHttp: TypeAlias = Callable[["TcpServer"], HttpVisitor]
 
 
 class ServerLimits(Struct, frozen=True, kw_only=True):
@@ -74,6 +98,7 @@ class Session(asyncio.BufferedProtocol):
         "_connection",
         "_ended",
         "_finishing",
+        "_fresh",
         "_listening",
         "_peer_ended",
         "_reading",
@@ -96,6 +121,7 @@ class Session(asyncio.BufferedProtocol):
         self.has_answered: Callable[[int], bool] = self._connection.has_answered
         self._listening = False
         self._transport: asyncio.Transport | None = None
+        self._fresh = server.make_http is not None  # its first byte says what it speaks
         self._reading = True
         self._resuming = False  # requests that wait have their next turn soon
         self._finishing = False  # end as soon as everything is answered
@@ -121,7 +147,13 @@ class Session(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take the segment out."""
-        self.receive(bytes(self._server.segment[:nbytes]))
+        data = bytes(self._server.segment[:nbytes])
+        if self._fresh:
+            self._fresh = False
+            if data[0] in _METHOD_BYTES:
+                self._hand_over(data)
+                return
+        self.receive(data)
 
     def receive(self, data: bytes) -> None:
         """Hand a segment to the connection and its requests to the batcher."""
@@ -184,7 +216,7 @@ class Session(asyncio.BufferedProtocol):
     @listening.setter
     def listening(self, listening: bool) -> None:
         if listening and not self._listening and self._transport is not None:
-            _keep_alive(self._transport)
+            keep_alive(self._transport)
         self._listening = listening
 
     @property
@@ -256,10 +288,21 @@ class Session(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Drop the client now, with a reset: the kernel need not keep for it what it does not take."""
         if self._transport is not None:
-            link = self._transport.get_extra_info("socket")
-            if link is not None:
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-            self._transport.abort()
+            reset(self._transport)
+
+    def _hand_over(self, data: bytes) -> None:
+        """Have the client served by the one who speaks HTTP, from its first byte on."""
+        transport, make_http = self._transport, self._server.make_http
+        if self._ended or transport is None or transport.is_closing() or make_http is None:
+            return
+        self._ended = True
+        self._server.forget(self)
+        session = make_http(self._server)
+        transport.pause_reading()  # uvloop chooses how to read when reading begins
+        transport.set_protocol(cast(asyncio.BaseProtocol, session))
+        transport.resume_reading()
+        session.connection_made(transport)
+        session.data_received(data)
 
     def _resume(self) -> None:
         """Take up what waits, unless the client does not take what it was answered so far."""
@@ -301,13 +344,21 @@ class Session(asyncio.BufferedProtocol):
 class TcpServer:
     """Accepts clients on one listening socket and keeps their deadlines."""
 
-    def __init__(self, submit: Submit, limits: ServerLimits | None = None, feed: Feed | None = None) -> None:
+    def __init__(
+        self,
+        submit: Submit,
+        limits: ServerLimits | None = None,
+        feed: Feed | None = None,
+        make_http: MakeHttp | None = None,
+    ) -> None:
         """Serve nothing yet.
 
         Args:
             submit: takes (request, sink, ticket); the batcher's.
             limits: the bounds; the connection cap is lowered to what the descriptor limit allows.
             feed: serves subscribers; without it they are told UNAVAILABLE.
+            make_http: makes the protocol of a client that speaks HTTP; without it they are answered as if they spoke
+                the other one.
 
         Raises:
             ConfigError: the descriptor limit allows no connection at all.
@@ -316,22 +367,29 @@ class TcpServer:
         self.subscribe = feed.subscribe if feed is not None else _refuse
         self.feed = feed
         self.limits = limits or ServerLimits()
+        self.make_http = make_http
         self.segment = memoryview(bytearray(SEGMENT_SIZE_MAX))
-        self._sessions: set[Session] = set()
+        self._sessions: set[Visitor] = set()
         self._empty = asyncio.Event()
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._sweeping: asyncio.Task[None] | None = None
-        self._connection_count_max = _connection_count_allowed(self.limits.connection_count_max)
+        self._connection_count_max = connection_count_allowed(self.limits.connection_count_max)
 
     @property
     def connection_count(self) -> int:
         """How many clients are connected."""
         return len(self._sessions)
 
-    async def start(self, listening: socket.socket) -> None:
-        """Accept clients on a bound socket."""
+    async def start(self, listening: socket.socket, http: socket.socket | None = None) -> None:
+        """Accept clients on a bound socket, and on another one those that speak HTTP, who have it for themselves."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: Session(self), sock=listening, backlog=LISTEN_BACKLOG)
+        makers: list[tuple[socket.socket, Callable[[], asyncio.BaseProtocol]]] = [(listening, lambda: Session(self))]
+        make_http = self.make_http
+        if http is not None and make_http is not None:
+            self.make_http = None  # here
+            makers.append((http, lambda: cast(asyncio.BaseProtocol, make_http(self))))
+        for bound, make in makers:
+            self._listeners.append(await loop.create_server(make, sock=bound, backlog=LISTEN_BACKLOG))
         self._sweeping = loop.create_task(self._sweep())
 
     async def drain(self, answered: Awaitable[None], *, timeout_s: float) -> None:
@@ -341,8 +399,8 @@ class TcpServer:
             answered: done when every submitted request has its answer.
             timeout_s: after so many seconds the clients that are left are dropped.
         """
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         self.submit = self.subscribe = _refuse
         try:
             async with asyncio.timeout(timeout_s):
@@ -359,14 +417,14 @@ class TcpServer:
         if self._sweeping is not None:
             self._sweeping.cancel()
 
-    def admit(self, session: Session) -> bool:
+    def admit(self, session: Visitor) -> bool:
         """Whether there is room for one more client; it counts from now on if so."""
         if len(self._sessions) >= self._connection_count_max:
             return False
         self._sessions.add(session)
         return True
 
-    def forget(self, session: Session) -> None:
+    def forget(self, session: Visitor) -> None:
         """Count the client no more."""
         self._sessions.discard(session)
         if not self._sessions:
@@ -384,7 +442,7 @@ class TcpServer:
                 self._look_at(sessions[start : start + _SWEEP_COUNT])
                 await asyncio.sleep(0)
 
-    def _look_at(self, sessions: list[Session]) -> None:
+    def _look_at(self, sessions: list[Visitor]) -> None:
         for session in sessions:
             try:
                 session.sweep(self.limits)
@@ -394,64 +452,3 @@ class TcpServer:
 
 def _refuse(request: ClientRequest | Request, session: Subscriber, ticket: int) -> None:
     session.answer(ticket, NOT_EXECUTED)
-
-
-def _connection_count_allowed(wanted: int) -> int:
-    """Return how many connections this process may have; raise ConfigError if that is none."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit == resource.RLIM_INFINITY or wanted <= limit - _DESCRIPTORS_KEPT:
-        return wanted
-    if limit <= _DESCRIPTORS_KEPT:
-        raise ConfigError(f"the descriptor limit of {limit} leaves none for connections: raise it with `ulimit -n`")
-    allowed = limit - _DESCRIPTORS_KEPT
-    _log.warning("at most %d connections at once instead of %d: the descriptor limit is %d", allowed, wanted, limit)
-    return allowed
-
-
-def _keep_alive(transport: asyncio.Transport) -> None:
-    """Have the kernel find out when the client is gone without a word."""
-    found = transport.get_extra_info("socket")
-    if found is not None:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE:
-            if hasattr(socket, name):  # not everywhere under this name
-                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Return a socket bound to the address, not yet listening; an empty host means all interfaces.
-
-    Args:
-        host: a name or an address.
-        port: 0 lets the kernel choose.
-        shared: let several processes bind it, each with a socket of its own (SO_REUSEPORT).
-
-    Raises:
-        ListenError: the address cannot be had.
-    """
-    last_error: OSError | None = None
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    # for all interfaces prefer the IPv6 socket, which takes IPv4 clients too
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET6 if not host else 0)
-    for family, kind, protocol, _, address in found:
-        listening = None
-        try:
-            listening = socket.socket(family, kind, protocol)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared:
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(host)))
-            listening.setblocking(False)  # noqa: FBT003 - the socket API has no keyword for it
-            listening.bind(address)
-        except OSError as error:
-            last_error = error
-            if listening is not None:
-                listening.close()
-            continue
-        return listening
-    reason = last_error.strerror if last_error else "no such address"
-    raise ListenError(f"cannot listen on {host}:{port}: {reason}")

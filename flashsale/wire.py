@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 import msgspec
 
-from flashsale.domain.answers import HOLD_NOT_FOUND, PRODUCT_NOT_FOUND, Answer
+from flashsale.domain.answers import Answer
 from flashsale.domain.bounds import ID_SIZE_MAX, REQUEST_ID_SIZE_MAX, USER_ID_SIZE_MAX
+from flashsale.domain.checks import check, check_purchase
 from flashsale.domain.events import ChangeEvent, Event, FeedEvent, PurchaseEvent, SoldOutEvent
-from flashsale.domain.ids import TOKEN_LENGTH, token_of
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve, Subscribe
 
 PAYLOAD_SIZE_DEFAULT = 64 * 1024
@@ -45,8 +45,6 @@ class MessageType(IntEnum):
 
 UNKNOWN_MESSAGE_TYPE = "unknown message type"
 INVALID_JSON = "invalid json"
-MISSING_FIELD = "missing product_id or user_id"
-MISSING_CODE = "missing code"
 PAYLOAD_TOO_LARGE = "payload too large"
 SUBSCRIBER_TOO_SLOW = "subscriber too slow"
 
@@ -145,7 +143,8 @@ _FEED_EVENT_DECODER: msgspec.json.Decoder[FeedEvent] = msgspec.json.Decoder(Feed
 _encode_json = msgspec.json.Encoder().encode
 _BOUNDED = re.compile(r"`\$\.(user_id|quantity|request_id|item_id|hold_seconds|after_version|epoch)`$")
 _SIZE_FITTING = min(ID_SIZE_MAX, USER_ID_SIZE_MAX, REQUEST_ID_SIZE_MAX)
-"""In a payload of so many bytes no id is too long: JSON never says a character in fewer bytes than UTF-8."""
+"""In a payload of so many bytes no id is too long: JSON never says a character in fewer bytes than UTF-8.
+Nor is there a NUL in an id when nothing is escaped by its number."""
 
 
 def decode_request(frame: Frame) -> ClientRequest | str:
@@ -162,43 +161,10 @@ def decode_request(frame: Frame) -> ClientRequest | str:
         bounded = _BOUNDED.search(str(error))
         return f"invalid {bounded[1]}" if bounded else INVALID_JSON
     if type(request) is Purchase or type(request) is Reserve:
-        if not request.product_id or not request.user_id:
-            return MISSING_FIELD
-        return request if len(payload) <= _SIZE_FITTING else _check_sizes(request)
-    return _check(request)
-
-
-def _check_sizes(request: Purchase | Reserve) -> ClientRequest | str:
-    """Return the request, or the error text that answers it if one of its ids is too long."""
-    if not _fits(request.user_id, USER_ID_SIZE_MAX):
-        return "invalid user_id"
-    if request.request_id is not None and not _fits(request.request_id, REQUEST_ID_SIZE_MAX):
-        return "invalid request_id"
-    return request if _fits(request.product_id, ID_SIZE_MAX) else PRODUCT_NOT_FOUND
-
-
-def _check(request: ClientRequest) -> ClientRequest | str:
-    """Return the request, or the error text that answers it: those whose rules are their own."""
-    match request:
-        case Confirm() | Cancel() | Extend():
-            if not request.code:
-                return MISSING_CODE
-            if isinstance(request, Confirm) and not _fits(request.request_id or "", REQUEST_ID_SIZE_MAX):
-                return "invalid request_id"
-            product_id = request.product_id
-            if len(token_of(request.code)) != TOKEN_LENGTH or not product_id or not _fits(product_id, ID_SIZE_MAX):
-                return HOLD_NOT_FOUND
-        case GetStatus() if not request.product_id:
-            return MISSING_FIELD
-        case Subscribe() if not request.product_id and request.after_version is not None:
-            return "invalid after_version"
-        case GetStatus() | Subscribe() if not _fits(request.product_id or "", ID_SIZE_MAX):
-            return PRODUCT_NOT_FOUND  # no operator can have opened it, and nobody else is to keep its name
-    return request
-
-
-def _fits(value: str, size_max: int) -> bool:
-    return len(value) <= size_max and (value.isascii() or len(value.encode()) <= size_max)
+        if request.product_id and request.user_id and len(payload) <= _SIZE_FITTING and b"\\u" not in payload:
+            return request
+        return check_purchase(request) or request
+    return check(request) or request
 
 
 def encode_request(request: ClientRequest) -> bytes:

@@ -32,7 +32,8 @@ from flashsale.domain.answers import (
 from flashsale.domain.batches import Ambiguous, Batch, Outcome
 from flashsale.domain.requests import Cancel, Confirm, Extend, Pause, Purchase, Request, Reserve, Restock, Resume
 from flashsale.domain.sale import Change, Kind, Terms
-from flashsale.server import TcpServer, bind
+from flashsale.server import TcpServer
+from flashsale.sockets import bind
 from flashsale.store import scripts
 from flashsale.store.admin import Admin
 from flashsale.store.engine import RedisEngine

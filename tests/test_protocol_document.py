@@ -19,12 +19,12 @@ import pytest
 from msgspec import structs, to_builtins
 from redis.asyncio import Redis
 
-from flashsale import server, wire
+from flashsale import server, sockets, wire
 from flashsale.batching import Limits
 from flashsale.client import Client
 from flashsale.config import Config
 from flashsale.connection import ServerConnection
-from flashsale.domain import answers, bounds
+from flashsale.domain import answers, bounds, checks
 from flashsale.domain.answers import Answer, Changed, Held, ProductStatus, Subscribed, Success, Swept
 from flashsale.domain.batches import Batch
 from flashsale.domain.events import FeedEvent, Mark, PurchaseEvent, SoldOutEvent
@@ -153,7 +153,7 @@ def test_statuses_name_the_messages_that_name_them() -> None:
 def test_errors_are_those_of_the_code() -> None:
     constants = {
         value
-        for module in (wire, answers)
+        for module in (wire, checks, answers)
         for name, value in vars(module).items()
         if name.isupper() and not name.startswith("_") and isinstance(value, str) and " " in value
     }
@@ -175,8 +175,8 @@ def test_errors_are_those_of_the_code() -> None:
     [
         (encode_frame(9, b""), wire.UNKNOWN_MESSAGE_TYPE),
         (encode_frame(1, b""), wire.INVALID_JSON),
-        (encode_frame(1, b"{}"), wire.MISSING_FIELD),
-        (encode_frame(3, b"{}"), wire.MISSING_CODE),
+        (encode_frame(1, b"{}"), checks.MISSING_FIELD),
+        (encode_frame(3, b"{}"), checks.MISSING_CODE),
         (encode_frame(1, b'{"quantity":0}'), "invalid quantity"),
         (b"\x01\xff\xff\xff\xff", wire.PAYLOAD_TOO_LARGE),
     ],
@@ -205,7 +205,7 @@ def test_limits_are_those_of_the_code() -> None:
 def test_constants_are_those_of_the_code() -> None:
     documented = {row[0]: number(row[1]) for row in table("Limits", 1)}
     code = {
-        name: getattr(next(module for module in (wire, bounds, server) if hasattr(module, name)), name)
+        name: getattr(next(module for module in (wire, bounds, server, sockets) if hasattr(module, name)), name)
         for name in documented
     }
     assert documented == code
@@ -276,7 +276,7 @@ def test_field_of_a_request_is_taken_as_its_table_says(kind: type[Any], name: st
     absent = read(kind, {field: value for field, value in whole.items() if field != name})
     null = read(kind, whole | {name: None})
     if given == "required":
-        missing = wire.MISSING_CODE if name == "code" else wire.MISSING_FIELD
+        missing = checks.MISSING_CODE if name == "code" else checks.MISSING_FIELD
         wrong_type = f"invalid {name}" if " to " in shape else wire.INVALID_JSON
         assert (absent, read(kind, whole | {name: ""}), null) == (missing, missing, wrong_type)
     elif given == "optional":

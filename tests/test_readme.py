@@ -77,6 +77,7 @@ def test_every_source_file_is_in_the_reading_order():
         "flashsale/__init__.py",
         "flashsale/__main__.py",
         "flashsale/domain/__init__.py",
+        "flashsale/http/__init__.py",
         "flashsale/kafka/__init__.py",
         "flashsale/orders/__init__.py",
         "flashsale/store/__init__.py",
@@ -102,7 +103,7 @@ def masked(line: str) -> str:
 
 
 def test_the_set_up_commands():
-    set_up = ("-e .", "flashsale demo"), ("-e '.[test]'", "pytest")
+    set_up = ("-e '.[http]'", "flashsale demo"), ("-e '.[test]'", "pytest")
     assert re.findall(r"^python3 .*", README, re.MULTILINE) == [
         f"python3 -m venv .venv && .venv/bin/pip install -q {what} && .venv/bin/{command}" for what, command in set_up
     ]

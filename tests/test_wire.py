@@ -34,6 +34,7 @@ from flashsale.domain.answers import (
     Subscribed,
     Success,
 )
+from flashsale.domain.checks import MISSING_CODE, MISSING_FIELD
 from flashsale.domain.events import ChangeEvent, FeedEvent, Mark, PurchaseEvent, SoldOutEvent
 from flashsale.domain.ids import make_code
 from flashsale.domain.requests import Cancel, Confirm, Extend, GetStatus, Purchase, Reserve, Subscribe
@@ -41,8 +42,6 @@ from flashsale.domain.sale import Kind
 from flashsale.wire import (
     HEADER_SIZE,
     INVALID_JSON,
-    MISSING_CODE,
-    MISSING_FIELD,
     PAYLOAD_SIZE_DEFAULT,
     PAYLOAD_SIZE_MAX,
     PAYLOAD_TOO_LARGE,
@@ -355,7 +354,9 @@ BODIES = [
     (0x10, b'{"product_id":null,"after_version":null}', Subscribe()),
     (1, rb'{"product_id":"\u0070","user_id":"\ud83d\ude00"}', Purchase("p", "😀")),
     (1, b'{"product_id":"a","product_id":"p","user_id":"u"}', Purchase("p", "u")),
-    (1, rb'{"product_id":"p","user_id":"\u0000"}', Purchase("p", "\x00")),
+    (1, rb'{"product_id":"p","user_id":"\u0041"}', Purchase("p", "A")),
+    (1, rb'{"product_id":"p","user_id":"a\u0000"}', "invalid user_id"),
+    (2, rb'{"product_id":"p","user_id":"u","request_id":"\u0000"}', "invalid request_id"),
     (1, nested(100), Purchase("p", "u")),
     (5, b'{"product_id":"p","user_id":7}', GetStatus("p")),
     # absent or empty
@@ -504,7 +505,7 @@ def test_any_body_gives_a_request_or_an_error_text(message_type: int, payload: b
         assert decode_request(frame) == result
 
 
-text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256).filter(
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=256).filter(
     lambda it: len(it.encode()) <= 256
 )
 request_ids = st.none() | text.filter(lambda value: len(value.encode()) <= 128)

@@ -10,7 +10,7 @@ from typing import cast
 import uvloop
 
 from bench.peers.life import live
-from flashsale.server import LISTEN_BACKLOG
+from flashsale.sockets import LISTEN_BACKLOG
 
 
 class Echo(asyncio.Protocol):

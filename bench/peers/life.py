@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 
-from flashsale.server import bind
+from flashsale.sockets import bind
 
 Start = Callable[[socket.socket], Awaitable[None]]
 

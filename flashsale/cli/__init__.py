@@ -40,6 +40,8 @@ def cli() -> None:
     metavar="HOST:PORT",
     help="Default 127.0.0.1:8080; ':8080' means all interfaces.  [env: LISTEN_ADDR]",
 )
+@click.option("--http", metavar="WHERE", help="Of HTTP: HOST:PORT, or 'off'.  [default: the port of --listen]")
+@click.option("--grpc", metavar="HOST:PORT", help="Where gRPC is spoken.  [default: nowhere]")
 @click.option("--workers", type=int, help="Server processes that share the port.  [default: 1]")
 @click.option(
     "--durability",

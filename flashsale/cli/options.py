@@ -67,7 +67,7 @@ product_argument = click.argument("product_id", metavar="ID", type=PRODUCT_ID)
 
 
 _SERVER_OPTIONS = (
-    *("listen", "workers", "durability", "replicas"),
+    *("listen", "http", "grpc", "workers", "durability", "replicas"),
     *("database", "orders", "backlog_max", "on_reject", "record_attempts"),
 )
 

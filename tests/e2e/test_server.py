@@ -230,7 +230,7 @@ def test_the_same_user_may_buy_again(wire: Any, store: "redis.Redis", product_id
     assert store.lrange(f"product:{product_id}:buyers", 0, -1) == ["again"] * 3
 
 
-@pytest.mark.parametrize("user_id", ["日本", "a\x00b", 'quote"and\\slash', "line\nbreak", "\x1b[31m", "u" * 256])
+@pytest.mark.parametrize("user_id", ["日本", 'quote"and\\slash', "line\nbreak", "\x1b[31m", "u" * 256])
 def test_a_user_id_is_kept_as_it_is(wire: Any, store: "redis.Redis", product_id: str, user_id: str) -> None:
     store.set(f"product:{product_id}:stock", 1)
     assert wire.buy(product_id, user_id)["status"] == "SUCCESS"

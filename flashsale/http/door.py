@@ -1,0 +1,32 @@
+"""The HTTP door as the server opens it."""
+
+import logging
+from email.utils import formatdate
+
+from uvicorn.server import ServerState
+
+from flashsale.http.services import Services
+from flashsale.http.session import HttpSession, Places, make_config
+from flashsale.http.site import Site
+from flashsale.server import TcpServer
+
+_DATE_S = 1.0
+
+
+class HttpDoor:
+    """Makes the protocol of each client that speaks HTTP."""
+
+    def __init__(self, services: Services, *, idle_timeout_s: float, body_size_max: int) -> None:
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what clients do wrong fills no log
+        self._config = make_config(Site(services), idle_timeout_s=idle_timeout_s)
+        self._state = ServerState()
+        self._body_size_max = body_size_max
+
+    def make_session(self, server: TcpServer) -> HttpSession:
+        """Return the protocol of one client."""
+        places = Places(server.admit, server.forget)
+        return HttpSession(self._config, self._state, places, body_size_max=self._body_size_max)
+
+    def keep_date(self) -> None:
+        """Have answers bear the present date; to be called once a second."""
+        self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]

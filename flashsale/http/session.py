@@ -1,0 +1,283 @@
+"""One HTTP client: uvicorn's protocol under this server's limits.
+
+uvicorn parses, runs the application, keeps connections alive and minds back-pressure. What it does not know are the
+limits of this server: how long a request may take to come, how large it may be, how many may wait on one connection,
+and that whoever is refused shall still be able to read why.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec import Struct
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from flashsale.http.replies import Reply, problem
+from flashsale.sockets import keep_alive, reset
+
+HEAD_SIZE_MAX = 32 * 1024
+"""Bytes of a request before its body."""
+HEADER_COUNT_MAX = 100
+URL_SIZE_MAX = 8 * 1024
+"""Bytes; ids and codes of a few hundred bytes fit, also percent-encoded."""
+SLICE_SIZE = 4 * 1024
+"""Bytes parsed at once, behind which requests that came together wait for their turn."""
+
+BAD_REQUEST = problem(400, "bad-request", "this is no HTTP/1.1 request")
+BODY_TOO_LARGE = problem(413, "body-too-large", "the body is too large")
+URL_TOO_LONG = problem(414, "url-too-long", "the URL is too long")
+HEAD_TOO_LARGE = problem(431, "head-too-large", "the headers are too large or too many")
+TOO_SLOW = problem(408, "too-slow", "the request took too long to come")
+TOO_MANY = problem(503, "busy", "there is no room for another connection", retry_after_s=1)
+
+
+class Limits(Protocol):
+    """What of the server's limits is about its HTTP clients; see flashsale.server.ServerLimits."""
+
+    @property
+    def payload_size_max(self) -> int: ...  # noqa: D102 - as there
+    @property
+    def frame_timeout_s(self) -> float: ...  # noqa: D102
+    @property
+    def idle_timeout_s(self) -> float: ...  # noqa: D102
+    @property
+    def write_timeout_s(self) -> float: ...  # noqa: D102
+    @property
+    def linger_timeout_s(self) -> float: ...  # noqa: D102
+
+
+class _RefusedError(Exception):
+    """Ends the parsing of a request."""
+
+
+class Places(Struct, frozen=True):
+    """What a client takes up at the server."""
+
+    admit: Callable[["HttpSession"], bool]
+    """Whether there is room for one more."""
+    forget: Callable[["HttpSession"], None]
+    """He is gone."""
+
+
+class HttpSession(HttpToolsProtocol):
+    """One client, from its first byte; swept by the server once a second."""
+
+    def __init__(self, config: Config, state: ServerState, places: Places, *, body_size_max: int) -> None:
+        """Serve a client.
+
+        Args:
+            config: uvicorn's; its application answers.
+            state: uvicorn's, shared by all clients.
+            places: the server's.
+            body_size_max: in bytes.
+        """
+        super().__init__(config, state, {}, asyncio.get_running_loop())
+        self.access_log = False
+        self._places = places
+        self._body_size_max = body_size_max
+        self._head_size = 0  # of the request that is coming, as far as it is known
+        self._body_size = 0
+        self._incomplete = True  # a request is coming, or the first one is awaited
+        self._held = b""  # waits until what came before is answered
+        self._refusal: Reply | None = None
+        self._ended = False  # our side is shut; what still comes is thrown away
+        self._moved = 0  # grows with whatever the client does in time
+        self._swept = 0
+        self._still_sweeps = 0
+        self._blocked_sweeps = 0
+
+    # Called by the event loop
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the client in, or say that there is no room."""
+        super().connection_made(transport)
+        if not self._places.admit(self):
+            self._refuse(TOO_MANY)
+
+    def data_received(self, data: bytes) -> None:
+        """Take a segment: parse it, or as much as may be under way at once."""
+        if self._ended or self._refusal is not None:
+            return
+        if self._held:
+            self._held += data
+            return
+        self._parse(data)
+
+    def eof_received(self) -> None:
+        """A client that has shut its side asks for nothing more."""
+        if self._ended or not self._answering:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go; what was asked stands."""
+        self._ended = True
+        self._held = b""
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self._places.forget(self)
+
+    # Called by the parser, by way of super().data_received
+
+    def on_message_begin(self) -> None:
+        """Begin to count."""
+        self._incomplete = True
+        self._head_size = self._body_size = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Refuse one that is too long."""
+        super().on_url(url)
+        if len(self.url) > URL_SIZE_MAX:
+            self._give_up(URL_TOO_LONG)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Refuse too many."""
+        self._head_size += len(name) + len(value)
+        if self._head_size > HEAD_SIZE_MAX or len(self.headers) >= HEADER_COUNT_MAX:
+            self._give_up(HEAD_TOO_LARGE)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Refuse a body that is announced to be too large, before anybody has to read it."""
+        for name, value in self.headers:
+            if name == b"content-length" and int(value) > self._body_size_max:
+                self._give_up(BODY_TOO_LARGE)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Refuse one that turns out to be too large."""
+        self._body_size += len(body)
+        if self._body_size > self._body_size_max:
+            self._give_up(BODY_TOO_LARGE)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that the request is whole."""
+        self._incomplete = False
+        self._moved += 1
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say what is wrong with the request, behind the answers to those before it, and end."""
+        refusal = self._refusal or BAD_REQUEST
+        answering = self._answering
+        if answering and not self._is_about_current():
+            self._refusal = refusal
+            return
+        if answering and self.cycle.response_started:
+            self.abort()
+            return
+        self._refuse(refusal)
+
+    def on_response_complete(self) -> None:
+        """Go on with what waits."""
+        self._moved += 1
+        super().on_response_complete()
+        if self._refusal is not None and not self.pipeline:
+            self._refuse(self._refusal)
+        elif self._held and not self.pipeline:
+            self.loop.call_soon(self._resume)
+
+    # Called by the server
+
+    def finish(self) -> None:
+        """End as soon as what was asked is answered."""
+        if not self._answering:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    def sweep(self, limits: Limits) -> None:
+        """Look at the clock, once a second: part from a client that is past one of its deadlines."""
+        self._still_sweeps = self._still_sweeps + 1 if self._moved == self._swept else 0
+        self._swept = self._moved
+        self._blocked_sweeps = self._blocked_sweeps + 1 if self.flow.write_paused else 0
+        if self._ended:
+            if self._still_sweeps > limits.linger_timeout_s:
+                self.abort()
+        elif self._blocked_sweeps > limits.write_timeout_s:
+            self.abort()
+        elif self._incomplete and self._still_sweeps > limits.frame_timeout_s:
+            if not self._answering or not self.cycle.response_started:
+                self._refuse(TOO_SLOW)
+            else:
+                self.abort()
+
+    def abort(self) -> None:
+        """Drop the client now."""
+        reset(self.transport)
+
+    # Within
+
+    def watch(self) -> None:
+        """Have the kernel find out when a client is gone that only listens."""
+        keep_alive(self.transport)
+
+    def _parse(self, data: bytes) -> None:
+        for start in range(0, len(data), SLICE_SIZE):
+            if self.pipeline:
+                self._held = data[start:]
+                self.flow.pause_reading()
+                return
+            incomplete = self._incomplete
+            size_before = self._head_size
+            super().data_received(data[start : start + SLICE_SIZE])
+            if self._ended or self._refusal is not None:
+                return
+            if incomplete and self._incomplete and self._head_size == size_before and not self._body_size:
+                self._head_size += min(SLICE_SIZE, len(data) - start)  # of a header that is not whole yet
+                if self._head_size > HEAD_SIZE_MAX:
+                    self._refuse(HEAD_TOO_LARGE)
+                    return
+
+    def _resume(self) -> None:
+        data, self._held = self._held, b""
+        if data and not self._ended:
+            self._parse(data)
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a request is being answered."""
+        cycle: RequestResponseCycle | None = self.cycle  # which uvicorn sets with the first request
+        return cycle is not None and not cycle.response_complete
+
+    def _give_up(self, refusal: Reply) -> None:
+        self._refusal = refusal
+        raise _RefusedError
+
+    def _is_about_current(self) -> bool:
+        """Whether what is refused is the request that is being answered, whose body is still coming."""
+        return self._incomplete and self._body_size > 0 and not self.pipeline
+
+    def _refuse(self, reply: Reply) -> None:
+        """Send a last answer, shut our side, and let the client read it."""
+        if self._ended or self.transport.is_closing():
+            return
+        self._ended = True
+        self._still_sweeps = 0
+        if self._answering:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write(reply.as_last())
+        self.flow.resume_reading()
+        self.transport.write_eof()
+
+
+def make_config(application: Callable[..., Any], *, idle_timeout_s: float) -> Config:
+    """Return uvicorn's settings for that ASGI application."""
+    config = Config(
+        application,
+        http=HttpSession,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_keep_alive=round(idle_timeout_s),
+    )
+    config.load()
+    return config
