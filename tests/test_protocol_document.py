@@ -24,7 +24,7 @@ from flashsale.batching import Limits
 from flashsale.client import Client
 from flashsale.config import Config
 from flashsale.connection import ServerConnection
-from flashsale.domain import answers, bounds, checks
+from flashsale.domain import answers, bounds, checks, ids
 from flashsale.domain.answers import Answer, Changed, Held, ProductStatus, Subscribed, Success, Swept
 from flashsale.domain.batches import Batch
 from flashsale.domain.events import FeedEvent, Mark, PurchaseEvent, SoldOutEvent
@@ -205,7 +205,7 @@ def test_limits_are_those_of_the_code() -> None:
 def test_constants_are_those_of_the_code() -> None:
     documented = {row[0]: number(row[1]) for row in table("Limits", 1)}
     code = {
-        name: getattr(next(module for module in (wire, bounds, server, sockets) if hasattr(module, name)), name)
+        name: getattr(next(module for module in (wire, bounds, ids, server, sockets) if hasattr(module, name)), name)
         for name in documented
     }
     assert documented == code
