@@ -15,7 +15,7 @@ from msgspec import Struct
 from flashsale import crash, supervisor
 from flashsale.asking import Asker
 from flashsale.attempts import AttemptSender, Pipe
-from flashsale.backends import Store, open_database, open_store
+from flashsale.backends import Store, open_admin, open_database, open_store
 from flashsale.batching import Batcher, Limits
 from flashsale.config import HTTP_WORDS, Config, split_address
 from flashsale.errors import ConfigError, ListenError, StoreUnavailableError
@@ -24,6 +24,7 @@ from flashsale.feed import Feed
 from flashsale.launch import raise_descriptor_limit
 from flashsale.server import ServerLimits, TcpServer
 from flashsale.sockets import Port
+from flashsale.store.admin import Admin
 from flashsale.store.calendar import RedisCalendar
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
@@ -97,7 +98,7 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
                 lambda told: uvloop.run(_work(config, store, pipe, ports, told)),
                 ready,
                 beside=_work_beside(config, store, pipe),
-                stop_timeout_s=config.drain_timeout_s + 1,
+                stop_timeout_s=config.drain_delay_s + config.drain_timeout_s + 1,
             )
         finally:
             lost_count = pipe.close() if pipe is not None else 0
@@ -200,8 +201,9 @@ async def _sell(
     """Answer buyers until told to stop, then drain."""
     feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
     limits = msgspec.convert(config, ServerLimits, from_attributes=True)
-    asker = Asker(batcher.submit)
-    http = None if config.http == "off" else _open_http(config, asker, feed, stopping)
+    asker, draining = Asker(batcher.submit), asyncio.Event()
+    admin = open_admin(store)
+    http = None if config.http == "off" else _open_http(config, asker, feed, admin, draining)
     server = TcpServer(batcher.submit, limits, feed, http.make_session if http else None)
     calendar = RedisCalendar(store.url)
     sweeping = asyncio.create_task(Sweeper(calendar, batcher.submit).run())
@@ -212,16 +214,19 @@ async def _sell(
     gc.freeze()  # what was made up to here stays; collections need not walk through it while buyers wait
     ready()
     await stopping.wait()
+    draining.set()
+    await asyncio.sleep(config.drain_delay_s)
     _log.info("draining %d connections", server.connection_count)
     sweeping.cancel()
     asker.refuse()
     await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
     await feed.close()
     await calendar.close()
+    await admin.close()
     _log.info("stopped")
 
 
-def _open_http(config: Config, asker: Asker, feed: Feed, stopping: asyncio.Event) -> "HttpDoor | None":
+def _open_http(config: Config, asker: Asker, feed: Feed, admin: Admin, draining: asyncio.Event) -> "HttpDoor | None":
     """Return the HTTP door; None when what it is made of is not installed and nobody asked for it by its address.
 
     Raises:
@@ -235,5 +240,18 @@ def _open_http(config: Config, asker: Asker, feed: Feed, stopping: asyncio.Event
             raise ConfigError(f"HTTP needs {error.name}: install 'flashsale[http]'") from error
         _log.warning("HTTP is not spoken here: it needs %s, which 'flashsale[http]' installs", error.name)
         return None
-    services = Services(ask=asker.ask, feed=feed, draining=stopping)
+
+    async def reopen(product_id: str | None) -> tuple[str, int]:
+        name = await admin.only_product() if product_id is None else product_id
+        return name, await admin.reopen(name)
+
+    services = Services(
+        ask=asker.ask,
+        feed=feed,
+        current_sale=lambda _: None,
+        reopen=reopen,
+        draining=draining,
+        operator_token=config.operator_token,
+        lottery=config.lottery,
+    )
     return HttpDoor(services, idle_timeout_s=config.idle_timeout_s, body_size_max=config.payload_size_max)

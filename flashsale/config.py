@@ -99,8 +99,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch_size_max: int = Limits().batch_size_max
     store_deadline_s: float = Limits().store_deadline_s
     queue_age_max_s: float = Limits().queue_age_max_s
+    operator_token: str | None = None
+    """What an operator shows over HTTP who is not on this machine."""
+    lottery: bool = True
+    """Whether one purchase in a hundred at `/purchase` is told a surprise."""
+    drain_delay_s: float = 0.0
+    """From the signal until the server takes no more: meanwhile `/readyz` sends buyers elsewhere."""
     drain_timeout_s: float = 8.0
-    """From the signal to the end of a server."""
+    """From then to the end of a server."""
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -122,6 +128,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "batch_size_max": (1, 2**30),
     "store_deadline_s": (0.3, 60),
     "queue_age_max_s": (0.3, 600),
+    "drain_delay_s": (0, 60),
     "drain_timeout_s": (1, 60),
 }
 

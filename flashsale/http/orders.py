@@ -18,22 +18,26 @@ DUPLICATE = "duplicate request"
 INTERNAL_ERROR = "internal error"
 
 
-class _Body(Struct, frozen=True, gc=False):
+class Body(Struct, frozen=True, gc=False):
+    """Who buys how much of what; `item_id` is the product."""
+
     request_id: str = ""
     user_id: str = ""
     item_id: str = ""
     quantity: int = 0
 
 
-class _Told(Struct, frozen=True, gc=False, omit_defaults=True):
+class Told(Struct, frozen=True, gc=False, omit_defaults=True):
+    """What became of it."""
+
     success: bool
     message: str
     order_id: str = ""
-    first: "_Told | None" = None
+    first: "Told | None" = None
     """What the request was answered when it came first."""
 
 
-_decode = msgspec.json.Decoder(_Body).decode
+_decode = msgspec.json.Decoder(Body).decode
 
 
 class Orders:
@@ -61,9 +65,9 @@ class Orders:
 
 def _answered(answer: Answer) -> Reply:
     if isinstance(answer, Success):
-        placed = _Told(success=True, message=PLACED, order_id=answer.order_id)
+        placed = Told(success=True, message=PLACED, order_id=answer.order_id)
         if answer.duplicate:
-            return json_reply(409, _Told(success=False, message=DUPLICATE, first=placed))
+            return json_reply(409, Told(success=False, message=DUPLICATE, first=placed))
         return json_reply(200, placed)
     if isinstance(answer, SoldOut):
         return _SOLD_OUT
@@ -74,7 +78,7 @@ def _answered(answer: Answer) -> Reply:
 
 
 def _told(status: int, message: str, *, retry_after_s: float = 0) -> Reply:
-    return json_reply(status, _Told(success=False, message=message), retry_after_s=retry_after_s)
+    return json_reply(status, Told(success=False, message=message), retry_after_s=retry_after_s)
 
 
 _SOLD_OUT = _told(410, "sold out")

@@ -13,7 +13,7 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 _encode = msgspec.json.Encoder().encode
-_JSON = (b"content-type", b"application/json")
+JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", b"application/problem+json")
 
 
@@ -38,7 +38,7 @@ class Reply(Struct, frozen=True):
 
 def json_reply(status: int, value: object, *, retry_after_s: float = 0, headers: Headers | None = None) -> Reply:
     """Return a value as JSON."""
-    return _reply(status, _JSON, _encode(value), retry_after_s, headers)
+    return _reply(status, JSON, _encode(value), retry_after_s, headers)
 
 
 def problem(

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from flashsale.domain.answers import Answer
 from flashsale.domain.requests import Request
+from flashsale.domain.schedules import CurrentSale
 from flashsale.feed import Feed
 
 
@@ -17,5 +18,13 @@ class Services(Struct, frozen=True, kw_only=True):
     """Has a request decided."""
     feed: Feed
     """Serves those who follow a sale."""
+    current_sale: Callable[[str | None], CurrentSale | None]
+    """The current sale of the schedule of that name, or of any."""
+    reopen: Callable[[str | None], Awaitable[tuple[str, int]]]
+    """Opens a product anew, or the only one; returns which, and its units. Raises FlashsaleError."""
     draining: asyncio.Event
     """Set once the server is to end."""
+    operator_token: str | None = None
+    """What an operator shows who is not on this machine; None for nobody."""
+    lottery: bool = True
+    """Whether one purchase in a hundred is told the surprise."""

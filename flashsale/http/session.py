@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from flashsale.http.replies import Reply, problem
@@ -25,7 +25,7 @@ URL_SIZE_MAX = 8 * 1024
 SLICE_SIZE = 4 * 1024
 """Bytes parsed at once, behind which requests that came together wait for their turn."""
 
-BAD_REQUEST = problem(400, "bad-request", "this is no HTTP/1.1 request")
+BAD_REQUEST = problem(400, "bad-request", "this is no request of HTTP/1.1")
 BODY_TOO_LARGE = problem(413, "body-too-large", "the body is too large")
 URL_TOO_LONG = problem(414, "url-too-long", "the URL is too long")
 HEAD_TOO_LARGE = problem(431, "head-too-large", "the headers are too large or too many")
@@ -80,6 +80,8 @@ class HttpSession(HttpToolsProtocol):
         self._head_size = 0  # of the request that is coming, as far as it is known
         self._body_size = 0
         self._incomplete = True  # a request is coming, or the first one is awaited
+        self._has_cycle = False  # the request that is coming is being answered, or waits for that
+        self._unanswered_count = 0  # of those
         self._held = b""  # waits until what came before is answered
         self._refusal: Reply | None = None
         self._ended = False  # our side is shut; what still comes is thrown away
@@ -105,12 +107,13 @@ class HttpSession(HttpToolsProtocol):
             return
         self._parse(data)
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """A client that has shut its side asks for nothing more."""
-        if self._ended or not self._answering:
+        if self._ended:
             self.transport.close()
         else:
-            self.cycle.keep_alive = False
+            self.finish()
+        return True  # what is under way is answered first
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go; what was asked stands."""
@@ -124,7 +127,7 @@ class HttpSession(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin to count."""
-        self._incomplete = True
+        self._incomplete, self._has_cycle = True, False
         self._head_size = self._body_size = 0
         super().on_message_begin()
 
@@ -142,11 +145,20 @@ class HttpSession(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Refuse a body that is announced to be too large, before anybody has to read it."""
+        """Refuse what the parser lets pass, and a body that is announced to be too large."""
+        host_count = 0
         for name, value in self.headers:
-            if name == b"content-length" and int(value) > self._body_size_max:
+            if name == b"host":
+                host_count += 1
+            elif name == b"content-length" and int(value) > self._body_size_max:
                 self._give_up(BODY_TOO_LARGE)
+            elif name == b"transfer-encoding" and value.lower() != b"chunked":
+                self._give_up(BAD_REQUEST)
+        if host_count != 1 and self.parser.get_http_version() != "1.0":
+            self._give_up(BAD_REQUEST)
         super().on_headers_complete()
+        self._has_cycle = True
+        self._unanswered_count += 1
 
     def on_body(self, body: bytes) -> None:
         """Refuse one that turns out to be too large."""
@@ -163,21 +175,23 @@ class HttpSession(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Say what is wrong with the request, behind the answers to those before it, and end."""
-        refusal = self._refusal or BAD_REQUEST
-        answering = self._answering
-        if answering and not self._is_about_current():
-            self._refusal = refusal
-            return
-        if answering and self.cycle.response_started:
-            self.abort()
-            return
-        self._refuse(refusal)
+        self._refusal = self._refusal or BAD_REQUEST
+        if self._has_cycle and self._incomplete:
+            if self.pipeline:
+                self.pipeline.popleft()  # the one that came last
+                self._unanswered_count -= 1
+            else:
+                self._refuse(None if self.cycle.response_started else self._refusal)
+                return
+        if not self._unanswered_count:
+            self._refuse(self._refusal)
 
     def on_response_complete(self) -> None:
         """Go on with what waits."""
         self._moved += 1
+        self._unanswered_count -= 1
         super().on_response_complete()
-        if self._refusal is not None and not self.pipeline:
+        if self._refusal is not None and not self._unanswered_count:
             self._refuse(self._refusal)
         elif self._held and not self.pipeline:
             self.loop.call_soon(self._resume)
@@ -186,10 +200,10 @@ class HttpSession(HttpToolsProtocol):
 
     def finish(self) -> None:
         """End as soon as what was asked is answered."""
-        if not self._answering:
-            self.transport.close()
-        else:
+        if self._unanswered_count:
             self.cycle.keep_alive = False
+        else:
+            self.transport.close()
 
     def sweep(self, limits: Limits) -> None:
         """Look at the clock, once a second: part from a client that is past one of its deadlines."""
@@ -202,10 +216,8 @@ class HttpSession(HttpToolsProtocol):
         elif self._blocked_sweeps > limits.write_timeout_s:
             self.abort()
         elif self._incomplete and self._still_sweeps > limits.frame_timeout_s:
-            if not self._answering or not self.cycle.response_started:
-                self._refuse(TOO_SLOW)
-            else:
-                self.abort()
+            self._refusal = TOO_SLOW
+            self.send_400_response("")
 
     def abort(self) -> None:
         """Drop the client now."""
@@ -239,30 +251,21 @@ class HttpSession(HttpToolsProtocol):
         if data and not self._ended:
             self._parse(data)
 
-    @property
-    def _answering(self) -> bool:
-        """Whether a request is being answered."""
-        cycle: RequestResponseCycle | None = self.cycle  # which uvicorn sets with the first request
-        return cycle is not None and not cycle.response_complete
-
     def _give_up(self, refusal: Reply) -> None:
         self._refusal = refusal
         raise _RefusedError
 
-    def _is_about_current(self) -> bool:
-        """Whether what is refused is the request that is being answered, whose body is still coming."""
-        return self._incomplete and self._body_size > 0 and not self.pipeline
-
-    def _refuse(self, reply: Reply) -> None:
-        """Send a last answer, shut our side, and let the client read it."""
+    def _refuse(self, reply: Reply | None) -> None:
+        """Send a last answer, if there is one, shut our side, and let the client read it."""
         if self._ended or self.transport.is_closing():
             return
         self._ended = True
         self._still_sweeps = 0
-        if self._answering:
+        if self._unanswered_count:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.write(reply.as_last())
+        if reply is not None:
+            self.transport.write(reply.as_last())
         self.flow.resume_reading()
         self.transport.write_eof()
 

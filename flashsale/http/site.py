@@ -1,6 +1,6 @@
 """All routes of the HTTP door, as one ASGI application."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
 from starlette.applications import Starlette
@@ -9,25 +9,39 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from flashsale import __version__
 from flashsale.http.asks import GoneError, RefusedError
+from flashsale.http.current import Current
+from flashsale.http.health import Health
+from flashsale.http.openapi import make_document
+from flashsale.http.operator import Operator
 from flashsale.http.orders import Orders
-from flashsale.http.replies import Receive, Reply, Scope, Send, problem
+from flashsale.http.products import Products
+from flashsale.http.replies import JSON, Receive, Reply, Scope, Send, problem
 from flashsale.http.services import Services
 
 Endpoint: TypeAlias = Callable[[Scope, Receive], Awaitable[Reply]]
 
 _NOT_FOUND = problem(404, "not-found", "there is nothing at this URL")
+_NOT_ALLOWED = problem(405, "method-not-allowed", "this URL takes another method")
+_HOT = ("/api/purchase", "/checkout", "/purchase")
+"""What a crowd asks, always by POST."""
+_RAW = "/v1/"
+"""Below it the path is matched as it was sent: an id may have a slash, which is percent-encoded."""
 
 
 class _Page:
-    """An endpoint as an ASGI application."""
+    """What answers at a URL, by method, as an ASGI application."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
+        self.methods = sorted(endpoints)
+        self._endpoints = dict(endpoints)
+        if "GET" in endpoints:
+            self._endpoints["HEAD"] = endpoints["GET"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            reply = await self._endpoint(scope, receive)
+            reply = await self._endpoints[scope["method"]](scope, receive)
         except RefusedError as refused:
             reply = refused.reply
         except GoneError:
@@ -39,24 +53,58 @@ class Site:
     """The application: what is asked most is found ahead of the router."""
 
     def __init__(self, services: Services) -> None:
-        orders = Orders(services)
-        hot: dict[tuple[str, str], Endpoint] = {("POST", "/api/purchase"): orders.purchase}
-        self._hot = {where: _Page(endpoint) for where, endpoint in hot.items()}
-        routes = [Route(path, page, methods=[method]) for (method, path), page in self._hot.items()]
-        self._router = Starlette(routes=routes, exception_handlers={HTTPException: _refuse})
+        orders, current, products = Orders(services), Current(services), Products(services)
+        health, operator = Health(services), Operator(services)
+        pages = {
+            "/api/purchase": _Page({"POST": orders.purchase}),
+            "/checkout": _Page({"POST": current.checkout}),
+            "/purchase": _Page({"POST": current.purchase}),
+            "/stats": _Page({"GET": current.stats}),
+            "/items/{number:int}.svg": _Page({"GET": current.picture}),
+            "/items/{number:int}": _Page({"GET": current.item}),
+            "/v1/products/{product_id}": _Page({"GET": products.status}),
+            "/v1/products/{product_id}/purchases": _Page({"POST": products.purchase}),
+            "/v1/products/{product_id}/holds": _Page({"POST": products.hold}),
+            "/v1/holds/{code}": _Page({"PATCH": products.extend, "DELETE": products.cancel}),
+            "/v1/holds/{code}/confirm": _Page({"POST": products.confirm}),
+            "/reset": _Page({"POST": operator.reset}),
+            "/health": _Page({"GET": health.health}),
+            "/livez": _Page({"GET": health.livez}),
+            "/readyz": _Page({"GET": health.readyz}),
+            "/openapi.json": _Page({"GET": _Fixed(make_document(__version__)).read}),
+        }
+        self._hot = {("POST", path): pages[path] for path in _HOT}
+        self._router = Starlette(
+            routes=[Route(path, page, methods=page.methods) for path, page in pages.items()],
+            exception_handlers={HTTPException: _refuse},
+        )
+        self._router.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         page = self._hot.get((scope["method"], scope["path"]))
-        await (page or self._router)(scope, receive, send)
+        if page is not None:
+            await page(scope, receive, send)
+            return
+        if scope["path"].startswith(_RAW):
+            scope["path"] = scope["raw_path"].decode("ascii")
+        await self._router(scope, receive, send)
+
+
+class _Fixed:
+    """JSON that is always the same."""
+
+    def __init__(self, body: bytes) -> None:
+        self._reply = Reply(200, [JSON, (b"content-length", b"%d" % len(body))], body)
+
+    async def read(self, scope: Scope, receive: Receive) -> Reply:
+        """Return it."""
+        return self._reply
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     """Answer what the router does not know."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        reply = problem(405, "method-not-allowed", "this URL takes another method")
-    else:
-        reply = _NOT_FOUND
+    reply = _NOT_ALLOWED if error.status_code == _NOT_ALLOWED.status else _NOT_FOUND
     headers = {name.decode(): value.decode() for name, value in reply.headers} | dict(error.headers or {})
     return Response(reply.body, status_code=reply.status, headers=headers)

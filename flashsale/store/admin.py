@@ -104,6 +104,21 @@ class Admin:
                 f"Product '{product_id}' already has {' and '.join(found)}; --force starts it anew and forgets them"
             )
 
+    async def reopen(self, product_id: str) -> int:
+        """Open a sale anew, with the units it was opened with and on its terms; return how many these are.
+
+        Its buyers and holds are forgotten here; its orders stay in the database.
+
+        Raises:
+            ProductNotFoundError: there is none of that id.
+            RefusedError: its window is over, or some of its changes are not in the database yet.
+        """
+        sale, now_s = await self.sale(product_id), await self.now()
+        if 0 < sale.terms.closes_at <= now_s:
+            raise RefusedError(f"Product '{product_id}' is past its window: open it anew with flashsale init")
+        await self.init(product_id, sale.initial, sale.terms, force=True)
+        return sale.initial
+
     @staticmethod
     async def _once_moved(product_id: str, attempt: Callable[[], Awaitable[tuple[T, int]]]) -> T:
         """Try until nothing is left that is not in the database yet, for a little while; return what that gave."""
@@ -339,6 +354,17 @@ class Admin:
                 async for key in self._redis.scan_iter(match=keys.STOCK_PATTERN, count=1000)
             }
         return sorted(found)
+
+    async def only_product(self) -> str:
+        """Return the id of the one product that there is.
+
+        Raises:
+            RefusedError: there is none, or more than one.
+        """
+        found = await self.products()
+        if len(found) != 1:
+            raise RefusedError(f"there are {len(found)} products: say which")
+        return found[0]
 
     async def audited_products(self) -> list[str]:
         """Return the ids of all products, also of those that have a ledger but no stock any more, sorted."""

@@ -37,6 +37,8 @@ def read_hold(packed: bytes | None) -> HoldRecord | None:
 class Sale(Struct, frozen=True, kw_only=True):
     """A sale at one instant."""
 
+    initial: int
+    """Units that it was opened with."""
     remaining: int
     sold: int
     """Units."""
@@ -73,6 +75,7 @@ def read_sale(stock: int, buyer_count: int, fields: Mapping[bytes, bytes], state
         numbered=b"items" in fields,
     )
     return Sale(
+        initial=number("initial") if fields else max(stock, 0) + buyer_count,
         remaining=max(stock, 0),
         sold=number("sold") if fields else buyer_count,
         held=number("held"),
