@@ -73,7 +73,7 @@ class HttpSession(HttpToolsProtocol):
             places: the server's.
             body_size_max: in bytes.
         """
-        super().__init__(config, state, {}, asyncio.get_running_loop())
+        super().__init__(config, state, {"watch": self.watch}, asyncio.get_running_loop())
         self.access_log = False
         self._places = places
         self._body_size_max = body_size_max
@@ -223,11 +223,13 @@ class HttpSession(HttpToolsProtocol):
         """Drop the client now."""
         reset(self.transport)
 
-    # Within
+    # Called by the application, which finds it in the state of a request
 
     def watch(self) -> None:
         """Have the kernel find out when a client is gone that only listens."""
         keep_alive(self.transport)
+
+    # Within
 
     def _parse(self, data: bytes) -> None:
         for start in range(0, len(data), SLICE_SIZE):
