@@ -22,6 +22,7 @@ from flashsale.errors import ConfigError, ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
 from flashsale.launch import raise_descriptor_limit
+from flashsale.scheduling import Scheduler
 from flashsale.server import ServerLimits, TcpServer
 from flashsale.sockets import Port
 from flashsale.store.admin import Admin
@@ -32,6 +33,7 @@ from flashsale.store.ledger import RedisLedger
 from flashsale.store.outbox import RedisOutbox
 from flashsale.store.progress import Progress
 from flashsale.store.replicated import ReplicatedEngine
+from flashsale.store.schedules import RedisSchedules
 from flashsale.store.strict import StrictEngine
 
 if TYPE_CHECKING:  # what is behind it takes longer to import than all else together: where it is not needed, it is not
@@ -162,7 +164,7 @@ async def _work(config: Config, store: Store, pipe: Pipe | None, ports: Ports, r
     async with _open_fence(config, store) as fence, _open_engine(config, store, fence) as engine:
         sender = AttemptSender(pipe.sending, size_max=config.attempts_size_max) if pipe is not None else None
         batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True), sender)
-        await _sell(config, store, batcher, ports, ready, stopping)
+        await _sell(config, store, batcher, fence, ports, ready, stopping)
         if sender is not None:
             await sender.close()
 
@@ -194,39 +196,47 @@ async def _sell(
     config: Config,
     store: Store,
     batcher: Batcher,
+    fence: "Fence | None",
     ports: Ports,
     ready: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
     """Answer buyers until told to stop, then drain."""
-    feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
-    limits = msgspec.convert(config, ServerLimits, from_attributes=True)
     asker, draining = Asker(batcher.submit), asyncio.Event()
-    admin = open_admin(store)
-    http = None if config.http == "off" else _open_http(config, asker, feed, admin, draining)
-    server = TcpServer(batcher.submit, limits, feed, http.make_session if http else None)
-    calendar = RedisCalendar(store.url)
-    sweeping = asyncio.create_task(Sweeper(calendar, batcher.submit).run())
-    try:
-        await server.start(ports.listen.bind(), ports.http.bind() if ports.http else None)
-    except OSError as error:
-        raise ListenError(f"cannot listen on {config.listen}: {error.strerror}") from error
-    gc.freeze()  # what was made up to here stays; collections need not walk through it while buyers wait
-    ready()
-    await stopping.wait()
-    draining.set()
-    await asyncio.sleep(config.drain_delay_s)
-    _log.info("draining %d connections", server.connection_count)
-    sweeping.cancel()
-    asker.refuse()
-    await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
-    await feed.close()
-    await calendar.close()
-    await admin.close()
+    async with AsyncExitStack() as stack:
+        feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
+        stack.push_async_callback(feed.close)
+        calendar = RedisCalendar(store.url)
+        stack.push_async_callback(calendar.close)
+        schedules = RedisSchedules(store.url)
+        stack.push_async_callback(schedules.close)
+        admin = await stack.enter_async_context(open_admin(store))
+        scheduler = Scheduler(schedules, fence.check_soon if fence else None)
+        http = None if config.http == "off" else _open_http(config, asker, feed, scheduler, admin, draining)
+        limits = msgspec.convert(config, ServerLimits, from_attributes=True)
+        server = TcpServer(batcher.submit, limits, feed, http.make_session if http else None)
+        await scheduler.start()
+        beside = [asyncio.create_task(work) for work in (Sweeper(calendar, batcher.submit).run(), scheduler.run())]
+        try:
+            await server.start(ports.listen.bind(), ports.http.bind() if ports.http else None)
+        except OSError as error:
+            raise ListenError(f"cannot listen on {config.listen}: {error.strerror}") from error
+        gc.freeze()  # what was made up to here stays; collections need not walk through it while buyers wait
+        ready()
+        await stopping.wait()
+        draining.set()
+        await asyncio.sleep(config.drain_delay_s)
+        _log.info("draining %d connections", server.connection_count)
+        for task in beside:
+            task.cancel()
+        asker.refuse()
+        await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
     _log.info("stopped")
 
 
-def _open_http(config: Config, asker: Asker, feed: Feed, admin: Admin, draining: asyncio.Event) -> "HttpDoor | None":
+def _open_http(
+    config: Config, asker: Asker, feed: Feed, scheduler: Scheduler, admin: Admin, draining: asyncio.Event
+) -> "HttpDoor | None":
     """Return the HTTP door; None when what it is made of is not installed and nobody asked for it by its address.
 
     Raises:
@@ -242,13 +252,15 @@ def _open_http(config: Config, asker: Asker, feed: Feed, admin: Admin, draining:
         return None
 
     async def reopen(product_id: str | None) -> tuple[str, int]:
-        name = await admin.only_product() if product_id is None else product_id
-        return name, await admin.reopen(name)
+        if product_id is None:
+            sale = scheduler.find(None)
+            product_id = sale.product_id if sale is not None else await admin.only_product()
+        return product_id, await admin.reopen(product_id)
 
     services = Services(
         ask=asker.ask,
         feed=feed,
-        current_sale=lambda _: None,
+        current_sale=scheduler.find,
         reopen=reopen,
         draining=draining,
         operator_token=config.operator_token,

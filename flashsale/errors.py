@@ -28,6 +28,14 @@ class ProductExistsError(FlashsaleError):
     """The product has buyers already, and the operator did not say to overwrite them."""
 
 
+class ScheduleNotFoundError(FlashsaleError):
+    """There is no schedule of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Schedule '{name}' not found")
+        self.name = name
+
+
 class RefusedError(FlashsaleError):
     """The rules of a sale do not allow what the operator asked for; nothing was changed."""
 

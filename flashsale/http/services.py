@@ -19,7 +19,7 @@ class Services(Struct, frozen=True, kw_only=True):
     feed: Feed
     """Serves those who follow a sale."""
     current_sale: Callable[[str | None], CurrentSale | None]
-    """The current sale of the schedule of that name, or of any."""
+    """Returns the sale of the schedule of that name that goes on, or of the first one; None when there is none."""
     reopen: Callable[[str | None], Awaitable[tuple[str, int]]]
     """Opens a product anew, or the only one; returns which, and its units. Raises FlashsaleError."""
     draining: asyncio.Event

@@ -36,6 +36,7 @@ from flashsale.store.rebuild import answers, sale_fields
 from flashsale.store.records import HoldRecord, Sale, read_hold, read_sale
 from flashsale.store.replay import Base
 from flashsale.store.report import Command, Report
+from flashsale.store.schedules import RedisSchedules
 from flashsale.store.trimming import encode_checkpoint
 from flashsale.wire import decode_event
 
@@ -60,6 +61,8 @@ class Admin:
         """Name the store by its URL; connects with the first call."""
         self._url = url
         self._redis = make_client(url, answer_timeout_s=ANSWER_TIMEOUT_S)
+        self.schedules = RedisSchedules(url)
+        """Recurring sales."""
         self._engine: RedisEngine | None = None  # connects with the first request that needs a decision
         self._sequence = 0
 
@@ -77,6 +80,7 @@ class Admin:
         """Close the connections."""
         if self._engine is not None:
             await self._engine.close()
+        await self.schedules.close()
         await self._redis.aclose()
 
     async def init(

@@ -17,6 +17,9 @@
 | products_due | sorted set | product -> no hold of it expires earlier, in Unix seconds |
 | products_moved | string | a name for this store, given when its orders first go into a database |
 | products_relayed | hash | product -> "epoch version" up to which its ledger was published to a topic |
+| schedules | hash | name -> a schedule, as JSON |
+| schedules_opened | hash | name of a schedule -> the last sale that was opened for it, as JSON |
+| schedules_sales | sorted set | product that a schedule has opened -> when it may be deleted, in Unix seconds |
 """
 
 from functools import lru_cache
@@ -29,6 +32,9 @@ PRODUCTS = "products"
 PRODUCTS_DUE = "products_due"
 MOVERS = "products_moved"
 RELAYED = "products_relayed"
+SCHEDULES = "schedules"
+SCHEDULES_OPENED = "schedules_opened"
+SCHEDULES_SALES = "schedules_sales"
 
 _PREFIX = "product:"
 _PARTS = (

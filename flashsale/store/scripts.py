@@ -25,8 +25,10 @@ def _load(*names: str) -> Script:
 
 
 DECIDE = _load("frame", "ledger", "plain", "known", "holds", "rules", "operator", "decide", "apply")
-INIT = _load("unmoved", "init")
-RESET = _load("unmoved", "reset")
+INIT = _load("unmoved", "opening", "init")
+RESET = _load("unmoved", "deleting", "reset")
+DUE = _load("opening", "due")
+RETIRE = _load("unmoved", "deleting", "retire")
 SNAPSHOT = _load("snapshot")
 REPAIR = _load("repair")
 MOVED = _load("moved")

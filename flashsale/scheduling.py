@@ -1,0 +1,143 @@
+"""Recurring sales: each worker has those opened that are due, knows which go on, and has old ones deleted.
+
+Any number may do it at once: the store decides what is due, by its own clock, and whoever asks first opens a sale.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from typing import Protocol
+
+from flashsale.domain.schedules import CurrentSale, Due, next_begin
+from flashsale.errors import FlashsaleError, StoreUnavailableError
+from flashsale.store.schedules import Overview
+
+_LOOK_S = 1.0
+"""Between two looks, unless a period ends before that."""
+_RETIRE_S = 10.0
+"""Between two times that old sales are deleted."""
+_EARLY_S = 0.002
+"""How much later than reckoned a look at the end of a period is: one that came too early would be for nothing."""
+
+_log = logging.getLogger(__name__)
+
+
+class Schedules(Protocol):
+    """The schedules of a store; see flashsale.store.schedules. Its calls raise StoreUnavailableError."""
+
+    async def look(self) -> Overview:
+        """Return all schedules and their last sales."""
+        ...
+
+    async def open(self, due: Due) -> bool:
+        """Open a sale that is due, unless another one was first; return whether it was opened now."""
+        ...
+
+    async def retire(self) -> int:
+        """Delete some sales that have been over for long enough."""
+        ...
+
+    async def forget(self, names: Iterable[str]) -> None:
+        """Forget which sales were opened last for schedules that were removed."""
+        ...
+
+
+class Scheduler:
+    """One of any number; `start` it, then `run` it."""
+
+    def __init__(self, schedules: Schedules, compare: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Open what these say.
+
+        Args:
+            schedules: the schedules of the store.
+            compare: called after a sale was opened: it may find that the database knows it already, and freeze it.
+        """
+        self._schedules = schedules
+        self._compare = compare
+        self._current: dict[str, CurrentSale] = {}  # by schedules, the first by name first
+        self._retired_at = float("-inf")
+        self._troubles: dict[str, str] = {}  # what cannot be done -> why, as far as the log knows
+
+    def find(self, name: str | None = None) -> CurrentSale | None:
+        """Return the sale of a schedule that goes on, or of the first one by name; None when there is none.
+
+        A sale that has just ended is returned until the next one is known; to ask for it is answered CLOSED.
+        """
+        if name is not None:
+            return self._current.get(name)
+        return next(iter(self._current.values()), None)
+
+    @property
+    def current(self) -> CurrentSale | None:
+        """Return the sale that goes on; of several the one whose schedule comes first by name."""
+        return self.find()
+
+    async def start(self) -> None:
+        """Look once, so that from the first request on it is known what goes on; troubles are left to `run`."""
+        await self._try_step()
+
+    async def run(self) -> None:
+        """Look again and again until cancelled; troubles of the store are waited out."""
+        while True:
+            pause_s = await self._try_step()
+            await asyncio.sleep(pause_s)
+
+    async def _try_step(self) -> float:
+        """Look, and do what is due; return in how many seconds to look again."""
+        try:
+            pause_s = await self._step()
+        except FlashsaleError as error:
+            self._note("schedules are not looked at", error)
+        except Exception:  # noqa: BLE001 - a bug, which must not keep sales from being opened for ever
+            _log.exception("the scheduler failed")
+        else:
+            self._note("schedules are not looked at", None)
+            return pause_s
+        return _LOOK_S
+
+    async def _step(self) -> float:
+        look = await self._schedules.look()
+        if look.due:
+            await self._open(look.due)
+            look = await self._schedules.look()
+        self._current = look.current
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._retired_at >= _RETIRE_S:
+            self._retired_at = loop.time()
+            await self._tidy(look)
+        ends = [float(next_begin(schedule, int(look.now_s))) for schedule in look.schedules.values()]
+        return min([_LOOK_S, *(at - look.now_s + _EARLY_S for at in ends)])
+
+    async def _open(self, dues: Iterable[Due]) -> None:
+        for due in dues:
+            what = f"the sale of schedule '{due.schedule.name}' is not opened"
+            try:
+                opened = await self._schedules.open(due)
+            except StoreUnavailableError as error:  # of one schedule perhaps: the others are tried all the same
+                self._note(what, error)
+                continue
+            self._note(what, None)
+            if opened:
+                _log.info("sale %s is open, of schedule '%s'", due.product_id, due.schedule.name)
+                if self._compare is not None:
+                    await self._compare()
+
+    async def _tidy(self, look: Overview) -> None:
+        """Have old sales deleted, and what is known of schedules that were removed."""
+        with suppress(
+            StoreUnavailableError
+        ):  # what must stay is asked again later; what cannot be reached is told above
+            count = await self._schedules.retire()
+            if count:
+                _log.info("%d sales that are over and in the database were deleted from the store", count)
+            gone = look.opened.keys() - look.current.keys() - look.schedules.keys()
+            await self._schedules.forget(gone)
+
+    def _note(self, what: str, error: FlashsaleError | None) -> None:
+        """Tell the log what cannot be done, once."""
+        if error is None:
+            self._troubles.pop(what, None)
+        elif self._troubles.get(what) != str(error):
+            self._troubles[what] = str(error)
+            _log.warning("%s: %s", what, error)

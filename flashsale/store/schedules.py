@@ -1,0 +1,148 @@
+"""Schedules in the store: what an operator has said, which sales came of it, and which of these may go.
+
+What is opened when is decided by scripts, by the store's clock: any number of servers may ask for the same sale.
+"""
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import msgspec
+from msgspec import Struct
+
+from flashsale.domain.schedules import SCHEDULE_COUNT_MAX, CurrentSale, Due, Schedule, find_due
+from flashsale.errors import RefusedError, ScheduleNotFoundError
+from flashsale.store import keys, scripts
+from flashsale.store.links import make_client, store_errors
+
+T = TypeVar("T")
+
+_ANSWER_TIMEOUT_S = 2.0
+_RETIRE_COUNT_MAX = 4
+"""Sales that are deleted in one go."""
+_STAY_S = 60
+"""Until it is asked again whether a sale may be deleted that had to stay."""
+
+_log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+_decode_schedule = msgspec.json.Decoder(Schedule).decode
+_decode_sale = msgspec.json.Decoder(CurrentSale).decode
+
+
+class Overview(Struct, frozen=True):
+    """All schedules at one instant."""
+
+    now_s: float
+    """The store's clock, in Unix seconds."""
+    schedules: dict[str, Schedule]
+    opened: dict[str, CurrentSale]
+    """The last sale of each, by the schedule's name; also of schedules that were removed."""
+
+    @property
+    def due(self) -> list[Due]:
+        """Return the sales that are to be opened."""
+        return find_due(self.schedules.values(), self.opened, int(self.now_s))
+
+    @property
+    def current(self) -> dict[str, CurrentSale]:
+        """Return the sales that go on, by their schedules' names, sorted by these."""
+        return {name: sale for name, sale in sorted(self.opened.items()) if sale.ends_at > self.now_s}
+
+
+class RedisSchedules:
+    """The schedules of a store. Every call raises StoreUnavailableError; each may be repeated."""
+
+    def __init__(self, url: str) -> None:
+        """Name the store by its URL; connects with the first call."""
+        self._errors = partial(store_errors, url)
+        self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """Give up the connection."""
+        await self._redis.aclose()
+
+    async def add(self, schedule: Schedule, *, replace: bool = False) -> bool:
+        """Add a schedule; return whether there was none of that name and these terms.
+
+        Raises:
+            RefusedError: there is one of that name with other terms and `replace` is not given, or there are too many.
+        """
+        name, packed = schedule.name, _encode(schedule)
+        async with self._errors():
+            count, found = await self._transact(("HLEN", keys.SCHEDULES), ("HGET", keys.SCHEDULES, name))
+            if found is None and count >= SCHEDULE_COUNT_MAX:
+                raise RefusedError(f"There are {count} schedules already, which is as many as there may be")
+            if replace:
+                await self._transact(("HSET", keys.SCHEDULES, name, packed))
+                return bool(found != packed)
+            added, found = await self._transact(
+                ("HSETNX", keys.SCHEDULES, name, packed), ("HGET", keys.SCHEDULES, name)
+            )
+        if found != packed:
+            raise RefusedError(f"Schedule '{name}' has other terms: --replace changes them from its next sale on")
+        return bool(added)
+
+    async def remove(self, name: str) -> None:
+        """Remove a schedule; a sale that goes on goes on to its end. Raises ScheduleNotFoundError."""
+        async with self._errors():
+            [removed] = await self._transact(("HDEL", keys.SCHEDULES, name))
+        if not removed:
+            raise ScheduleNotFoundError(name)
+
+    async def look(self) -> Overview:
+        """Return all schedules and their last sales, as of one instant; without what somebody else has written."""
+        async with self._errors():
+            now, schedules, opened = await self._transact(
+                ("TIME",), ("HGETALL", keys.SCHEDULES), ("HGETALL", keys.SCHEDULES_OPENED)
+            )
+        read = {name: schedule for name, schedule in _read(schedules, _decode_schedule) if schedule.name == name}
+        seconds, microseconds = now
+        return Overview(seconds + microseconds / 1e6, read, dict(_read(opened, _decode_sale)))
+
+    async def open(self, due: Due) -> bool:
+        """Open a sale that is due, unless another one was first; return whether it was opened now."""
+        sale = due.product_id
+        names = (*keys.script_keys(sale), keys.MOVERS, keys.SCHEDULES, keys.SCHEDULES_OPENED, keys.SCHEDULES_SALES)
+        return bool(await self._run(scripts.DUE, names, sale, due.schedule.name, due.begins_at, due.epoch))
+
+    async def retire(self) -> int:
+        """Delete sales that have been over for long enough, a few at most; return how many those were."""
+        async with self._errors():
+            [(now_s, _)] = await self._transact(("TIME",))
+            found = cast(
+                "list[bytes]",
+                await self._redis.zrangebyscore(keys.SCHEDULES_SALES, "-inf", now_s, 0, _RETIRE_COUNT_MAX),
+            )
+        count = 0
+        for sale in (name.decode(errors="replace") for name in found):
+            names = (*keys.script_keys(sale), keys.MOVERS, keys.SCHEDULES_SALES)
+            count += await self._run(scripts.RETIRE, names, sale, sale.rpartition("_")[2], _STAY_S)
+        return count
+
+    async def forget(self, names: Iterable[str]) -> None:
+        """Forget which sales were opened last for schedules that were removed."""
+        async with self._errors():
+            await self._transact(*(("HDEL", keys.SCHEDULES_OPENED, name) for name in names))
+
+    async def _transact(self, *commands: tuple[str | bytes, ...]) -> list[Any]:
+        """Return the answers to commands that nothing comes between."""
+        async with self._redis.pipeline(transaction=True) as step:
+            for command in commands:
+                step.execute_command(*command)
+            return list(await step.execute())
+
+    async def _run(self, script: scripts.Script, names: tuple[str, ...], *values: str | int) -> int:
+        async with self._errors():
+            # EVAL, not EVALSHA: these are rare, and so they work on a store that has just lost its scripts
+            return int(await cast("Any", self._redis.eval(script.source.decode(), len(names), *names, *values)))
+
+
+def _read(found: dict[bytes, bytes], decode: Any) -> list[tuple[str, Any]]:
+    """Return names and values of a hash; without those that are not what was written."""
+    read = []
+    for name, packed in found.items():
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            read.append((name.decode(), decode(packed)))
+    return read
