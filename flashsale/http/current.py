@@ -20,7 +20,7 @@ from flashsale.domain.answers import (
 from flashsale.domain.bounds import ITEMS_MAX
 from flashsale.domain.checks import check
 from flashsale.domain.ids import parse_order_id
-from flashsale.domain.items import item_name, item_picture
+from flashsale.domain.items import draw, make_item
 from flashsale.domain.requests import Confirm, GetStatus, Reserve
 from flashsale.domain.schedules import CurrentSale
 from flashsale.http.asks import RefusedError, parameters
@@ -136,13 +136,13 @@ class Current:
     async def item(self, scope: Scope, receive: Receive) -> Reply:
         """Tell what an item is."""
         sale, number = self._item(scope)
-        name = item_name(sale.product_id, number)
+        name = make_item(sale.product_id, number).name
         return json_reply(200, Item(number, name, f"/items/{number}.svg"))
 
     async def picture(self, scope: Scope, receive: Receive) -> Reply:
         """Show it."""
         sale, number = self._item(scope)
-        body = item_picture(sale.product_id, number).encode()
+        body = draw(make_item(sale.product_id, number)).encode()
         headers = [
             (b"content-type", b"image/svg+xml"),
             (b"content-length", b"%d" % len(body)),

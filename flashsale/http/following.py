@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Struct
 
 from flashsale.domain.answers import Answer, Failed, ProductStatus, Subscribed
+from flashsale.domain.bounds import STOCK_MAX
 from flashsale.domain.checks import check
 from flashsale.domain.events import FeedEvent, Mark
-from flashsale.domain.bounds import STOCK_MAX
 from flashsale.domain.requests import GetStatus, Subscribe
 from flashsale.domain.sale import Kind
 from flashsale.feed import Feed
@@ -154,12 +154,12 @@ class Following:
                 for event in await self._stock(begun.product_id):
                     yield event
             while follower.parting is None:
-                for event, payload in worth_telling(await follower.take()):
-                    if event.event != Mark.SUBSCRIBED:
-                        yield Event(payload, name=event.event)
+                for change, payload in worth_telling(await follower.take()):
+                    if change.event != Mark.SUBSCRIBED:
+                        yield Event(payload, name=change.event)
                     elif shown_count < PRODUCTS_SHOWN_COUNT:
                         shown_count += 1
-                        for stock in await self._stock(event.product_id):
+                        for stock in await self._stock(change.product_id):
                             yield stock
                 await asyncio.sleep(TICK_S)
             yield _farewell(follower)

@@ -78,8 +78,8 @@ class Operator:
 def is_local(scope: Scope) -> bool:
     """Whether a program on this machine asks on its own account.
 
-    A proxy here, which asks for others, says so in a header. A web page of somebody else that has this machine's browser
-    ask gives itself away by its origin, or by the name that it had resolved to this machine.
+    A proxy here, which asks for others, says so in a header. A web page of somebody else that has this machine's
+    browser ask gives itself away by its origin, or by the name that it had resolved to this machine.
     """
     if not _is_loopback(peer(scope)) or any(name in _FORWARDED for name, _ in scope["headers"]):
         return False

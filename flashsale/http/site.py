@@ -12,6 +12,8 @@ from starlette.routing import Route
 from flashsale import __version__
 from flashsale.http.asks import GoneError, RefusedError
 from flashsale.http.current import Current
+from flashsale.http.events import Streams
+from flashsale.http.following import Following
 from flashsale.http.health import Health
 from flashsale.http.openapi import make_document
 from flashsale.http.operator import Operator
@@ -55,6 +57,7 @@ class Site:
     def __init__(self, services: Services) -> None:
         orders, current, products = Orders(services), Current(services), Products(services)
         health, operator = Health(services), Operator(services)
+        streams, following = Streams(services.draining), Following(services)
         pages = {
             "/api/purchase": _Page({"POST": orders.purchase}),
             "/checkout": _Page({"POST": current.checkout}),
@@ -74,8 +77,15 @@ class Site:
             "/openapi.json": _Page({"GET": _Fixed(make_document(__version__)).read}),
         }
         self._hot = {("POST", path): pages[path] for path in _HOT}
+        followed = {
+            "/stream": streams.endpoint(following.the_present),
+            "/v1/products/{product_id}/events": streams.endpoint(following.every_change),
+        }
         self._router = Starlette(
-            routes=[Route(path, page, methods=page.methods) for path, page in pages.items()],
+            routes=[
+                *(Route(path, page, methods=page.methods) for path, page in pages.items()),
+                *(Route(path, events, methods=["GET"]) for path, events in followed.items()),
+            ],
             exception_handlers={HTTPException: _refuse},
         )
         self._router.router.redirect_slashes = False

@@ -1,0 +1,169 @@
+"""`/checkout`, `/purchase`, `/stats` and `/items`, as those who used them before know them."""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from flashsale.domain.requests import Pause, Resume
+from flashsale.domain.schedules import Schedule
+from flashsale.http import current
+from flashsale.launch import ServerProcess
+from flashsale.store.schedules import RedisSchedules
+from tests.http.client import Http
+
+Operate = Callable[[Callable[..., Awaitable[Any]]], Any]
+HOURLY = Schedule(name="hourly", every_s=3_600, item_count=10_000, limit=10, numbered=True)
+
+
+@pytest.fixture(scope="module")
+def items() -> Any:
+    """Give a number that no other test has bought."""
+    return iter(range(1, 10_001))
+
+
+@pytest.fixture
+def hourly(server: ServerProcess, http_client: Http, module_home: Path) -> str:
+    """The id of the current sale of a schedule."""
+
+    async def add() -> None:
+        schedules = RedisSchedules(f"unix://{module_home}/valkey.sock")
+        await schedules.add(HOURLY)
+        await schedules.close()
+
+    asyncio.run(add())
+    deadline = time.monotonic() + 30
+    while (answer := http_client.ask("GET", "/stats")).status == 404:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.05)
+    return str(answer.body["sale_id"])
+
+
+def told(answer: Any) -> tuple[int, str]:
+    assert answer.body["success"] is False
+    assert answer.headers["content-type"] == "application/json"
+    return answer.status, answer.body["message"]
+
+
+def test_there_may_be_no_sale(http_client: Http) -> None:
+    for method, url in (("GET", "/stats?schedule=no-such"), ("POST", "/checkout?user_id=u&id=1&schedule=no-such")):
+        assert told(http_client.ask(method, url)) == (404, "no active sale")
+
+
+def test_the_sale_is_told_as_text(http_client: Http, hourly: str, items: Any) -> None:
+    before = http_client.ask("GET", "/stats").body["stats"]
+    begin = int(hourly.split("_")[1])
+    assert re.fullmatch(r"sale_\d+_[0-9a-f]{8}", hourly)
+    assert (int(before["start_time"]), int(before["end_time"]) - begin, before["total_items"]) == (begin, 3600, "10000")
+    code = http_client.ask("POST", f"/checkout?user_id=stats&id={next(items)}").body["checkout_code"]
+    http_client.ask("POST", f"/purchase?code={code}")
+    after = http_client.ask("GET", "/stats?schedule=hourly").body
+    assert (after["success"], after["sale_id"]) == (True, hourly)
+    assert int(after["stats"]["items_sold"]) == int(before["items_sold"]) + 1
+    assert int(after["stats"]["current_inventory"]) == int(before["current_inventory"]) - 1
+
+
+def test_an_item_is_checked_out_and_bought_once(http_client: Http, hourly: str, items: Any, operate: Operate) -> None:
+    number = next(items)
+    checkout = http_client.ask("POST", f"/checkout?user_id=ann&id={number}")
+    assert checkout.status == 200
+    body = checkout.body
+    now_s = operate(lambda admin: admin.now())
+    assert 880 <= body["expires_at"] - now_s <= 901
+    assert (body["success"], body["message"]) == (True, "Checkout session created successfully")
+    purchases = [http_client.ask("POST", f"/purchase?code={body['checkout_code']}") for _ in range(2)]
+    assert [it.status for it in purchases] == [200, 200]
+    assert purchases[0].body == purchases[1].body
+    assert re.fullmatch(r"purchase_[0-9a-f]{16}", purchases[0].body["purchase_id"])
+    assert purchases[0].body["message"] == "Purchase completed successfully"
+    assert told(http_client.ask("POST", f"/checkout?user_id=bob&id={number}")) == (409, "item sold out")
+
+
+def test_a_checkout_may_be_repeated_with_its_key(http_client: Http, hourly: str, items: Any) -> None:
+    url = f"/checkout?user_id=key&id={next(items)}"
+    codes = {http_client.ask("POST", url, idempotency_key="k").body["checkout_code"] for _ in range(2)}
+    assert len(codes) == 1
+
+
+def test_ten_are_enough_for_one_user(http_client: Http, hourly: str, items: Any) -> None:
+    for _ in range(10):
+        assert http_client.ask("POST", f"/checkout?user_id=greedy&id={next(items)}").status == 200
+    refused = http_client.ask("POST", f"/checkout?user_id=greedy&id={next(items)}")
+    assert told(refused) == (429, "user purchase limit exceeded")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("/checkout", "missing required parameters: user_id and id"),
+        ("/checkout?user_id=u", "missing required parameters: user_id and id"),
+        ("/checkout?id=1", "missing required parameters: user_id and id"),
+        ("/checkout?user_id=&id=1", "missing required parameters: user_id and id"),
+        ("/checkout?user_id=u&id=abc", "invalid item id"),
+        ("/checkout?user_id=u&id=0", "invalid item id"),
+        ("/checkout?user_id=u&id=-1", "invalid item id"),
+        ("/checkout?user_id=u&id=10001", "invalid item id"),
+        ("/checkout?user_id=u&id=10000001", "invalid item id"),
+        ("/checkout?user_id=u&id=" + "9" * 500, "invalid item id"),
+        ("/checkout?user_id=u&id=%D9%A1", "invalid item id"),
+        ("/checkout?user_id=" + "u" * 257 + "&id=1", "invalid user_id"),
+        ("/checkout?user_id=a%00b&id=1", "invalid user_id"),
+        ("/purchase", "missing required parameter: code"),
+        ("/purchase?code=", "missing required parameter: code"),
+        ("/purchase?code=nonsense", "invalid or expired checkout code"),
+        ("/purchase?code=" + "A" * 22 + ".sale_1_a", "invalid or expired checkout code"),
+        ("/purchase?code=1%27%20OR%20%271%27=%271", "invalid or expired checkout code"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_told(http_client: Http, hourly: str, url: str, message: str) -> None:
+    assert told(http_client.ask("POST", url)) == (400, message)
+
+
+@pytest.mark.parametrize("url", ["/checkout?user_id=%ff&id=1", "/stats?" + "&".join(f"p{n}=1" for n in range(99))])
+def test_parameters_that_cannot_be_read_are_a_problem(http_client: Http, hourly: str, url: str) -> None:
+    answer = http_client.ask("POST" if url.startswith("/checkout") else "GET", url)
+    assert (answer.status, answer.body["type"]) == (400, "urn:flashsale:bad-request")
+
+
+def test_a_hold_that_was_given_up_cannot_be_bought(http_client: Http, hourly: str, items: Any) -> None:
+    code = http_client.ask("POST", f"/checkout?user_id=cy&id={next(items)}").body["checkout_code"]
+    assert http_client.ask("DELETE", f"/v1/holds/{code}").status == 200
+    assert told(http_client.ask("POST", f"/purchase?code={code}")) == (400, "invalid or expired checkout code")
+
+
+def test_what_is_held_can_be_bought_while_nothing_else_can(
+    http_client: Http, hourly: str, items: Any, operate: Operate
+) -> None:
+    code = http_client.ask("POST", f"/checkout?user_id=dee&id={next(items)}").body["checkout_code"]
+    operate(lambda admin: admin.change(Pause(hourly)))
+    assert told(http_client.ask("POST", f"/checkout?user_id=dee&id={next(items)}")) == (409, "the sale is paused")
+    assert http_client.ask("POST", f"/purchase?code={code}").status == 200
+    operate(lambda admin: admin.change(Resume(hourly)))
+
+
+def test_one_purchase_in_a_hundred_is_told_a_surprise(http_client: Http, hourly: str, items: Any) -> None:
+    surprised = {}
+    for number in range(300):
+        code = http_client.ask("POST", f"/checkout?user_id=lucky-{number}&id={next(items)}").body["checkout_code"]
+        body = http_client.ask("POST", f"/purchase?code={code}").body
+        surprised[code] = body.get("surprise")
+        assert http_client.ask("POST", f"/purchase?code={code}").body == body, "the same whenever it is asked"
+    assert set(surprised.values()) == {None, current.SURPRISE}
+    assert 0 < sum(map(bool, surprised.values())) < 15
+
+
+def test_items_have_names_and_pictures(http_client: Http, hourly: str) -> None:
+    item = http_client.ask("GET", "/items/7").body
+    assert (item["id"], item["picture"]) == (7, "/items/7.svg")
+    picture = http_client.ask("GET", item["picture"])
+    assert picture.headers["content-type"] == "image/svg+xml"
+    assert ElementTree.fromstring(picture.raw).tag.endswith("svg")
+    assert item["name"] in picture.raw.decode()
+    for url in ("/items/0", "/items/10001", "/items/10001.svg"):
+        assert told(http_client.ask("GET", url)) == (404, "item not found")
+    assert http_client.ask("GET", "/items/seven").status == 404
