@@ -13,6 +13,7 @@ T = TypeVar("T")
 PARAMETER_COUNT_MAX = 32
 
 _FIELD = re.compile(r"`\$\.(\w+)`$")
+_MISSING = re.compile(r"missing required field `(\w+)`$")
 _INVALID_JSON = problem(400, "invalid-json", "the body is not the JSON that is expected here")
 _WRONG_TYPE = problem(415, "unsupported-media-type", "the body must be application/json")
 
@@ -70,10 +71,11 @@ def decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
             body.decode()  # msgspec skips unknown fields without looking whether they are UTF-8
         return decoder.decode(body)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors; deep nesting is the other
-        field = _FIELD.search(str(error))
-        if field is None:
-            raise RefusedError(_INVALID_JSON) from None
-        raise RefusedError(problem(400, "invalid-field", f"invalid {field[1]}", more={"field": field[1]})) from None
+        for what, pattern in ("invalid", _FIELD), ("missing", _MISSING):
+            if field := pattern.search(str(error)):
+                wrong = problem(400, f"{what}-field", f"{what} {field[1]}", more={"field": field[1]})
+                raise RefusedError(wrong) from None
+        raise RefusedError(_INVALID_JSON) from None
 
 
 def parameters(scope: Scope) -> dict[str, str]:

@@ -1,23 +1,40 @@
 """`/openapi.json`: every operation of the HTTP door, as OpenAPI 3.1 has it, from one table."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from flashsale.domain.answers import Cancelled, Held, ProductStatus, Success
-from flashsale.domain.bounds import ID_SIZE_MAX, ITEMS_MAX, REQUEST_ID_SIZE_MAX, STOCK_MAX, USER_ID_SIZE_MAX
+from flashsale.domain.bounds import (
+    ID_SIZE_MAX,
+    ITEMS_MAX,
+    REQUEST_ID_SIZE_MAX,
+    STOCK_MAX,
+    USER_ID_SIZE_MAX,
+    Quantity,
+    RequestId,
+)
+from flashsale.domain.ids import TOKEN_LENGTH
 from flashsale.http.current import Item, Stats
 from flashsale.http.current import Told as CurrentTold
 from flashsale.http.health import Healthy
 from flashsale.http.operator import ResetDone
-from flashsale.http.orders import Body as OrderBody
 from flashsale.http.orders import Told as OrderTold
 from flashsale.http.products import ExtendBody, HoldBody, PurchaseBody
 
 _TEXT = {"type": "string"}
 _PROBLEM = "Problem"
+
+
+class Order(Struct):
+    """The body of `/api/purchase`; `item_id` is the product."""
+
+    request_id: RequestId
+    user_id: Annotated[str, Meta(min_length=1, max_length=USER_ID_SIZE_MAX)]
+    item_id: Annotated[str, Meta(min_length=1)]
+    quantity: Quantity
 
 
 class Operation(Struct, frozen=True, kw_only=True):
@@ -49,14 +66,15 @@ def _query(name: str, schema: Mapping[str, Any], what: str, *, required: bool = 
 
 
 _PRODUCT = _path("product_id", {**_TEXT, "minLength": 1, "maxLength": ID_SIZE_MAX}, "The product, percent-encoded.")
-_CODE = _path("code", {**_TEXT, "minLength": 1}, "The code of the hold, percent-encoded.")
+_HOLD_CODE = {**_TEXT, "pattern": rf"^[A-Za-z0-9_-]{{{TOKEN_LENGTH}}}\..+$"}
+_CODE = _path("code", _HOLD_CODE, "The code of the hold, percent-encoded.")
 _NUMBER = _path("number", {"type": "integer", "minimum": 1, "maximum": ITEMS_MAX}, "Of the item.")
 _SCHEDULE = _query("schedule", _TEXT, "Which schedule's sale; any when absent.")
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "schema": {**_TEXT, "minLength": 1, "maxLength": REQUEST_ID_SIZE_MAX, "pattern": "^[!#-~]+$"},
+    "schema": {**_TEXT, "minLength": 1, "maxLength": REQUEST_ID_SIZE_MAX},
     "description": "The request id: repeated with it, the request has no second effect and gets its first answer.",
 }
 _USER = {**_TEXT, "minLength": 1, "maxLength": USER_ID_SIZE_MAX}
@@ -134,7 +152,7 @@ OPERATIONS: tuple[Operation, ...] = (
         method="POST",
         path="/api/purchase",
         summary="Buy at once, in one body",
-        body=OrderBody,
+        body=Order,
         answers={200: OrderTold},
         refusals=(400, 404, 409, 410, 429, 500, 503),
         problems=(413, 415),
@@ -150,16 +168,16 @@ OPERATIONS: tuple[Operation, ...] = (
             _KEY,
         ),
         answers={200: CurrentTold},
-        refusals=(404, 409, 410, 429, *_STORE),
+        refusals=(400, 404, 409, 410, 429, *_STORE),
         problems=(400, 429),
     ),
     Operation(
         method="POST",
         path="/purchase",
         summary="Buy what is held there",
-        parameters=(_query("code", {**_TEXT, "minLength": 1}, "From the checkout.", required=True),),
+        parameters=(_query("code", _HOLD_CODE, "From the checkout.", required=True),),
         answers={200: CurrentTold},
-        refusals=(409, 410, 429, *_STORE),
+        refusals=(400, 409, 429, *_STORE),
         problems=(400, 429),
     ),
     Operation(
@@ -178,7 +196,7 @@ OPERATIONS: tuple[Operation, ...] = (
         parameters=(_NUMBER, _SCHEDULE),
         answers={200: Item},
         refusals=(404,),
-        problems=(400,),
+        problems=(400, 404),
     ),
     Operation(
         method="GET",
@@ -187,7 +205,7 @@ OPERATIONS: tuple[Operation, ...] = (
         parameters=(_NUMBER, _SCHEDULE),
         answers={200: "image/svg+xml"},
         refusals=(404,),
-        problems=(400,),
+        problems=(400, 404),
     ),
     Operation(
         method="GET",

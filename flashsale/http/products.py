@@ -1,9 +1,10 @@
 """`/v1`: the whole of what a buyer may ask, as resources (README, "HTTP"); answers are those of protocol.md."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from flashsale.domain.answers import (
     Answer,
@@ -15,7 +16,7 @@ from flashsale.domain.answers import (
     SoldOut,
     Success,
 )
-from flashsale.domain.bounds import HoldSeconds, ItemId, Quantity, UserId
+from flashsale.domain.bounds import USER_ID_SIZE_MAX, HoldSeconds, ItemId, Quantity
 from flashsale.domain.checks import check
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
 from flashsale.http.asks import RefusedError, decode, header, read_body, segment
@@ -30,7 +31,7 @@ REPLAYED: Headers = [(b"idempotency-replayed", b"true")]
 class PurchaseBody(Struct, frozen=True, gc=False):
     """Who buys how much."""
 
-    user_id: UserId = ""
+    user_id: Annotated[str, Meta(min_length=1, max_length=USER_ID_SIZE_MAX)]
     quantity: Quantity = 1
     item_id: ItemId | None = None
 

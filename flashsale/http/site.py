@@ -89,6 +89,8 @@ class Site:
             exception_handlers={HTTPException: _refuse},
         )
         self._router.router.redirect_slashes = False
+        self.routes = self._router.routes
+        """What the router knows."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

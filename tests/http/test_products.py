@@ -118,6 +118,7 @@ def test_a_refusal_says_what_is_known(http_client: Http, open_sale: OpenSale) ->
     ("body", "field"),
     [
         ({"user_id": 1}, "user_id"),
+        ({"user_id": ""}, "user_id"),
         ({"user_id": "u" * 257}, "user_id"),
         ({"user_id": "u", "quantity": 0}, "quantity"),
         ({"user_id": "u", "quantity": "2"}, "quantity"),
@@ -139,7 +140,11 @@ def test_a_body_that_is_none_is_refused(http_client: Http, open_sale: OpenSale, 
 
 def test_a_user_is_needed(http_client: Http, open_sale: OpenSale) -> None:
     answer = http_client.ask("POST", url("products", open_sale(1), "purchases"), {})
-    assert (answer.status, answer.body["detail"]) == (400, "missing product_id or user_id")
+    assert (answer.status, answer.body["type"], answer.body["detail"]) == (
+        400,
+        "urn:flashsale:missing-field",
+        "missing user_id",
+    )
 
 
 @pytest.mark.parametrize(
