@@ -8,6 +8,7 @@ block.
 import asyncio
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import msgspec
@@ -23,35 +24,47 @@ _HOLE = b"\0" * len("00042_000000")  # no product id can hold it: JSON escapes c
 _FILLED = "x" * len(_HOLE)
 _REQUEST_ID_HEAD = "request-0f8fad5b-d9cb-"  # with what follows as long as a UUID, which most clients would take
 _KEY_SIZE = 15
-_KINDS = {b'{"status":"SUCC': SUCCESS, b'{"status":"SOLD': SOLD_OUT, b'{"product_id":"': ECHO}
-"""The usual answers by the first bytes of their payload; the others are decoded."""
+KINDS = {b'{"status":"SUCC': SUCCESS, b'{"status":"SOLD': SOLD_OUT, b'{"product_id":"': ECHO}
+"""The usual answers over TCP by the first bytes of their payload; the others are decoded."""
+_FINE_US_MAX, _COARSE = 65_536, ~63
+_COARSE_US_MAX, _COARSER = 1_048_576, ~1023
+"""Latencies are told apart to a thousandth of themselves, so that there are some 100,000 of them at most."""
 _KIND_COUNT_MAX = 50
 _KIND_SIZE_MAX = 80
 
 
-class Frames:
-    """Makes the purchase frames of one product, `size` bytes each."""
+class Blocks:
+    """Makes the requests of the crowd, `size` bytes each; `make` returns the one in which a user has that name."""
 
-    def __init__(self, product_id: str, *, request_ids: bool = False) -> None:
-        frames = []
-        for number in range(_BLOCK_COUNT):
-            name = f"{_FILLED}{number:02d}"
-            request_id = _REQUEST_ID_HEAD + name if request_ids else None
-            purchase = Purchase(product_id, f"user_{name}", request_id=request_id)
-            frames.append(encode_request(purchase).replace(_FILLED.encode(), _HOLE))
-        self.size = len(frames[0])
-        self._template = b"".join(frames)
+    def __init__(self, make: Callable[[str], bytes]) -> None:
+        names = (f"{_FILLED}{number:02d}" for number in range(_BLOCK_COUNT))
+        requests = [make(name).replace(_FILLED.encode(), _HOLE) for name in names]
+        self.size = len(requests[0])
+        self._template = b"".join(requests)
 
     def block(self, connection: int, number: int) -> bytes:
-        """Return the block of that number: a hundred frames of a connection."""
+        """Return the block of that number: a hundred requests of a connection."""
         return self._template.replace(_HOLE, b"%05d_%06d" % (connection, number))
+
+
+class Frames(Blocks):
+    """Purchases of one product over TCP."""
+
+    def __init__(self, product_id: str, *, request_ids: bool = False) -> None:
+        super().__init__(lambda name: encode_request(make_purchase(product_id, name, request_ids=request_ids)))
+
+
+def make_purchase(product_id: str, name: str, *, request_ids: bool) -> Purchase:
+    """Return what a user of that name buys."""
+    return Purchase(product_id, f"user_{name}", request_id=_REQUEST_ID_HEAD + name if request_ids else None)
 
 
 class Tally:
     """What all connections of a generator have counted so far."""
 
-    def __init__(self, connection_count: int) -> None:
-        self.usual: dict[bytes, int] = dict.fromkeys(_KINDS, 0)
+    def __init__(self, connection_count: int, kinds: Mapping[bytes, str] = KINDS) -> None:
+        self._kinds = kinds
+        self.usual: dict[bytes, int] = dict.fromkeys(kinds, 0)
         self.rare: dict[str, int] = defaultdict(int)
         self.latencies_us: dict[int, int] = defaultdict(int)
         self.open_count = connection_count
@@ -60,7 +73,7 @@ class Tally:
 
     def counts(self) -> dict[str, int]:
         """Return the requests by what became of them."""
-        usual = {kind: self.usual[key] for key, kind in _KINDS.items() if self.usual[key]}
+        usual = {kind: self.usual[key] for key, kind in self._kinds.items() if self.usual[key]}
         return usual | dict(self.rare)
 
     def add(self, kind: str, count: int = 1) -> None:
@@ -97,7 +110,7 @@ class Buyer(asyncio.Protocol):
         "waiting_count",
     )
 
-    def __init__(self, connection: int, frames: Frames, tally: Tally) -> None:
+    def __init__(self, connection: int, frames: Blocks, tally: Tally) -> None:
         self._connection = connection
         self._frames = frames
         self._tally = tally
@@ -165,7 +178,10 @@ class Buyer(asyncio.Protocol):
                 sent[0] = (moment_ns, sent_count - left)
                 taken = left
             left -= taken
-            latencies_us[(now_ns - moment_ns) // 1000] += taken
+            latency_us = (now_ns - moment_ns) // 1000
+            if latency_us > _FINE_US_MAX:
+                latency_us &= _COARSE if latency_us < _COARSE_US_MAX else _COARSER
+            latencies_us[latency_us] += taken
         if self.remaining_count:
             if count > self.remaining_count:
                 count = self.remaining_count

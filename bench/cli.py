@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from bench import attack, attempts, compare, expiry, latency, limits, orders, rules, sizes
+from bench.http.cli import http_command
 from bench.load import CONNECTION_COUNT_MAX, DURATION_S_MAX, REQUEST_COUNT_MAX, Load
 from bench.options import json_option, plot_option
 from bench.report import print_result, print_table, print_targets, tell_step, write_json
@@ -269,3 +270,4 @@ def attempts_command(*, rounds: int, duration: float, json_path: Path | None) ->
 
 cli.add_command(checkout_command)
 cli.add_command(retry_storm_command)
+cli.add_command(http_command)

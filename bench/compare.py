@@ -11,7 +11,7 @@ has large ones, and publishes only when somebody listens. The shapes with a subs
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from statistics import median
 from typing import Any
@@ -256,7 +256,7 @@ def _throughput_target(comparison: Comparison, shape: Shape, peer: str, *, at_le
     return Target(name, spread(ratios), f">= {at_least:g}", median(ratios) >= at_least)
 
 
-def rows_of(comparison: Comparison) -> list[list[str]]:
+def rows_of(comparison: Comparison, names: Mapping[str, str] = PEER_NAMES) -> list[list[str]]:
     """Return the medians by shape and peer, as rows of a table with the head ROWS_HEAD."""
     rows = []
     for shape, peers in comparison.cells.items():
@@ -268,7 +268,7 @@ def rows_of(comparison: Comparison) -> list[list[str]]:
                 f"{comparison.median_of(shape, peer, lambda cell: cell.latency_p99_ms):.2f}",
                 f"{comparison.median_of(shape, peer, lambda cell: cell.client_cpu_share):.0%}",
             )
-            rows.append([shape, f"({peer}) {PEER_NAMES[peer]}", *values])
+            rows.append([shape, f"({peer}) {names[peer]}", *values])
     return rows
 
 

@@ -8,6 +8,7 @@ last a Measured as JSON; it ends when its input does, so that nothing is lost on
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 import sys
@@ -17,7 +18,9 @@ from itertools import cycle
 import msgspec
 import uvloop
 
-from bench.buyer import Buyer, Frames, Tally, clock_ns
+from bench import proc
+from bench.buyer import KINDS, Blocks, Buyer, Frames, Tally, clock_ns
+from bench.http.buyer import HTTP_KINDS, HttpBuyer, HttpPurchases
 from bench.load import (
     NO_ANSWER,
     NOT_CONNECTED,
@@ -25,6 +28,7 @@ from bench.load import (
     SOLD_OUT,
     SUCCESS,
     TICK_S,
+    Door,
     Load,
     Measured,
     Sample,
@@ -51,7 +55,7 @@ def main() -> None:
 
 
 async def _generate(load: Load) -> Measured:
-    tally = Tally(load.connection_count)
+    tally = Tally(load.connection_count, HTTP_KINDS if load.door is Door.HTTP else KINDS)
     buyers = await _connect(load, tally)
     _tell("ready")
     if not sys.stdin.readline():  # blocking is fine: there is nothing else to do yet
@@ -94,19 +98,25 @@ async def _generate(load: Load) -> Measured:
         ended_ns=ended_ns,
         samples=_differences(samples),
         cpu_s=cpu_s,
+        memory_kib=proc.rss_kib_max(os.getpid()),
     )
 
 
 async def _connect(load: Load, tally: Tally) -> list[Buyer]:
     """Connect everybody at once, before any time is taken; count those who do not get through."""
     loop = asyncio.get_running_loop()
-    frames = Frames(load.product_id, request_ids=load.request_ids)
+    make_buyer: type[Buyer]
+    frames: Blocks
+    if load.door is Door.HTTP:
+        make_buyer, frames = HttpBuyer, HttpPurchases(load.product_id, f"{load.host}:{load.port}")
+    else:
+        make_buyer, frames = Buyer, Frames(load.product_id, request_ids=load.request_ids)
     host = str(socket.getaddrinfo(load.host, load.port, type=socket.SOCK_STREAM)[0][4][0])  # once, not for each
 
     async def connect(connection: int) -> Buyer | None:
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                _, buyer = await loop.create_connection(lambda: Buyer(connection, frames, tally), host, load.port)
+                _, buyer = await loop.create_connection(lambda: make_buyer(connection, frames, tally), host, load.port)
         except OSError:  # also the time-out
             if load.rate_per_s is None:
                 tally.add(NOT_CONNECTED, load.request_count or 1)

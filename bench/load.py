@@ -1,5 +1,7 @@
 """What a crowd shall do, and what came of it: the two values that pass between the benchmark and its generators."""
 
+from enum import StrEnum
+
 from msgspec import Struct, structs
 
 CONNECTION_COUNT_MAX = 100_000
@@ -16,8 +18,16 @@ CONNECTION_LOST = "CONNECTION_LOST"
 NO_ANSWER = "NO_ANSWER"
 NOT_SENT = "NOT_SENT"
 NOT_CONNECTED = "NOT_CONNECTED"
-UNCERTAIN = frozenset({"UNKNOWN", CONNECTION_LOST, NO_ANSWER})
+UNCERTAIN = frozenset({"UNKNOWN", "500", "504", CONNECTION_LOST, NO_ANSWER})
 """Kinds of answers behind which a unit may have been sold or not."""
+
+
+class Door(StrEnum):
+    """What a crowd speaks."""
+
+    TCP = "tcp"
+    HTTP = "http"
+    """POST /api/purchase, always with request ids."""
 
 
 class Load(Struct, frozen=True, kw_only=True):
@@ -29,6 +39,7 @@ class Load(Struct, frozen=True, kw_only=True):
     host: str
     port: int
     product_id: str
+    door: Door = Door.TCP
     connection_count: int
     first_connection: int = 0
     """The number of the first connection; it keeps the user ids of several generators apart."""
@@ -102,3 +113,5 @@ class Measured(Struct, frozen=True, kw_only=True):
     samples: list[Sample]
     cpu_s: float
     """CPU time that the generator itself used between start and end."""
+    memory_kib: int = 0
+    """The most that it had in memory."""

@@ -19,8 +19,17 @@ def cpu_s(pid: int) -> float:
 
 def rss_kib(pid: int) -> int:
     """Return the resident memory of a process in KiB."""
+    return _memory_kib(pid, "VmRSS:")
+
+
+def rss_kib_max(pid: int) -> int:
+    """Return the most that it has been so far."""
+    return _memory_kib(pid, "VmHWM:")
+
+
+def _memory_kib(pid: int, name: str) -> int:
     for line in _read(pid, "status").splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(name):
             return int(line.split()[1])
     raise FlashsaleError(f"process {pid} has no resident memory")
 

@@ -29,6 +29,7 @@ class Result:
         # from when everybody is connected
         self.duration_s = (max(part.ended_ns for part in measured) - min(part.started_ns for part in measured)) / 1e9
         self.client_cpu_s = sum(part.cpu_s for part in measured)
+        self.client_memory_kib = sum(part.memory_kib for part in measured)
         rows = zip_longest(*(part.samples for part in measured), fillvalue=_NOTHING)
         self.samples = [_total(row) for row in rows]
 
