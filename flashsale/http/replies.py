@@ -13,6 +13,7 @@ Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 _encode = msgspec.json.Encoder().encode
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", b"application/problem+json")
 
@@ -29,11 +30,18 @@ class Reply(Struct, frozen=True):
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body})
 
-    def as_last(self) -> bytes:
-        """Return it as the last thing that is said on a connection."""
-        lines = [b"HTTP/1.1 %d %s" % (self.status, HTTPStatus(self.status).phrase.encode())]
-        lines += [b"%s: %s" % header for header in self.headers]
-        return b"\r\n".join([*lines, b"connection: close", b"", self.body])
+    def as_bytes(self, *more: tuple[bytes, bytes]) -> bytes:
+        """Return it as it goes over the wire, with more headers.
+
+        Raises:
+            ValueError: a header would end its line.
+        """
+        lines = [_STATUS_LINES[self.status]]
+        lines += [b"%b: %b" % header for header in (*more, *self.headers)]
+        head = b"\r\n".join(lines)
+        if head.count(b"\n") >= len(lines) or head.count(b"\r") >= len(lines):
+            raise ValueError("a header has more than one line")
+        return b"%b\r\n\r\n%b" % (head, self.body)
 
 
 def json_reply(status: int, value: object, *, retry_after_s: float = 0, headers: Headers | None = None) -> Reply:

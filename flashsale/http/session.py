@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from flashsale.http.replies import Reply, problem
+from flashsale.http.replies import Reply, Send, problem
 from flashsale.sockets import keep_alive, reset
 
 HEAD_SIZE_MAX = 32 * 1024
@@ -31,6 +31,9 @@ URL_TOO_LONG = problem(414, "url-too-long", "the URL is too long")
 HEAD_TOO_LARGE = problem(431, "head-too-large", "the headers are too large or too many")
 TOO_SLOW = problem(408, "too-slow", "the request took too long to come")
 TOO_MANY = problem(503, "busy", "there is no room for another connection", retry_after_s=1)
+
+
+_CLOSE = (b"connection", b"close")
 
 
 class Limits(Protocol):
@@ -267,9 +270,29 @@ class HttpSession(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if reply is not None:
-            self.transport.write(reply.as_last())
+            self.transport.write(reply.as_bytes(_CLOSE))
         self.flow.resume_reading()
         self.transport.write_eof()
+
+
+async def answer(reply: Reply, send: Send) -> None:
+    """Send a reply, whole when uvicorn is asked for it directly: it writes head and body apart, a system call each."""
+    cycle = getattr(send, "__self__", None)
+    if (
+        isinstance(cycle, RequestResponseCycle)
+        and cycle.keep_alive
+        and not (
+            cycle.response_started or cycle.disconnected or cycle.flow.write_paused or cycle.transport.is_closing()
+        )
+        and cycle.scope["method"] != "HEAD"
+    ):
+        cycle.transport.write(reply.as_bytes(*cycle.default_headers))
+        cycle.waiting_for_100_continue = False
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        cycle.on_response()
+    else:
+        await reply.send(send)
 
 
 def make_config(application: Callable[..., Any], *, idle_timeout_s: float) -> Config:

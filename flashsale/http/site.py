@@ -21,6 +21,7 @@ from flashsale.http.orders import Orders
 from flashsale.http.products import Products
 from flashsale.http.replies import JSON, Receive, Reply, Scope, Send, problem
 from flashsale.http.services import Services
+from flashsale.http.session import answer
 
 Endpoint: TypeAlias = Callable[[Scope, Receive], Awaitable[Reply]]
 
@@ -48,7 +49,7 @@ class _Page:
             reply = refused.reply
         except GoneError:
             return
-        await reply.send(send)
+        await answer(reply, send)
 
 
 class Site:
