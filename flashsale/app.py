@@ -266,4 +266,4 @@ def _open_http(
         operator_token=config.operator_token,
         lottery=config.lottery,
     )
-    return HttpDoor(services, idle_timeout_s=config.idle_timeout_s, body_size_max=config.payload_size_max)
+    return HttpDoor(services, body_size_max=config.payload_size_max)

@@ -16,9 +16,9 @@ _DATE_S = 1.0
 class HttpDoor:
     """Makes the protocol of each client that speaks HTTP."""
 
-    def __init__(self, services: Services, *, idle_timeout_s: float, body_size_max: int) -> None:
+    def __init__(self, services: Services, *, body_size_max: int) -> None:
         logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what clients do wrong fills no log
-        self._config = make_config(Site(services), idle_timeout_s=idle_timeout_s)
+        self._config = make_config(Site(services))
         self._state = ServerState()
         self._body_size_max = body_size_max
 

@@ -92,6 +92,7 @@ class HttpSession(HttpToolsProtocol):
         self._swept = 0
         self._still_sweeps = 0
         self._blocked_sweeps = 0
+        self._task: asyncio.Task[None] | None = None
 
     # Called by the event loop
 
@@ -123,7 +124,6 @@ class HttpSession(HttpToolsProtocol):
         self._ended = True
         self._held = b""
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()
         self._places.forget(self)
 
     # Called by the parser, by way of super().data_received
@@ -190,10 +190,14 @@ class HttpSession(HttpToolsProtocol):
             self._refuse(self._refusal)
 
     def on_response_complete(self) -> None:
-        """Go on with what waits."""
+        """Go on with what waits; how long one may be idle is kept by the sweep: a timer for each answer costs more."""
         self._moved += 1
         self._unanswered_count -= 1
-        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
         if self._refusal is not None and not self._unanswered_count:
             self._refuse(self._refusal)
         elif self._held and not self.pipeline:
@@ -221,6 +225,8 @@ class HttpSession(HttpToolsProtocol):
         elif self._incomplete and self._still_sweeps > limits.frame_timeout_s:
             self._refusal = TOO_SLOW
             self.send_400_response("")
+        elif not self._incomplete and not self._unanswered_count and self._still_sweeps > limits.idle_timeout_s:
+            self.transport.close()
 
     def abort(self) -> None:
         """Drop the client now."""
@@ -233,6 +239,10 @@ class HttpSession(HttpToolsProtocol):
         keep_alive(self.transport)
 
     # Within
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Answer a request; the task is kept here, as there is one at a time and the loop would let go of it."""
+        self._task = self.loop.create_task(cycle.run_asgi(app))
 
     def _parse(self, data: bytes) -> None:
         for start in range(0, len(data), SLICE_SIZE):
@@ -295,7 +305,7 @@ async def answer(reply: Reply, send: Send) -> None:
         await reply.send(send)
 
 
-def make_config(application: Callable[..., Any], *, idle_timeout_s: float) -> Config:
+def make_config(application: Callable[..., Any]) -> Config:
     """Return uvicorn's settings for that ASGI application."""
     config = Config(
         application,
@@ -305,7 +315,6 @@ def make_config(application: Callable[..., Any], *, idle_timeout_s: float) -> Co
         log_config=None,
         access_log=False,
         proxy_headers=False,
-        timeout_keep_alive=round(idle_timeout_s),
     )
     config.load()
     return config

@@ -41,7 +41,7 @@ Connect = Callable[[], Awaitable[Client]]
 @asynccontextmanager
 async def serve(streams: Streams, open_events: Open) -> AsyncIterator[Connect]:
     """Serve a stream at every URL; give what connects to it."""
-    config, state = make_config(streams.endpoint(open_events), idle_timeout_s=30), ServerState()
+    config, state = make_config(streams.endpoint(open_events)), ServerState()
     sessions: set[HttpSession] = set()
 
     def admit(session: HttpSession) -> bool:

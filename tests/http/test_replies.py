@@ -1,8 +1,13 @@
 """How an answer gets onto the wire."""
 
+import asyncio
+
 import pytest
+from uvicorn.server import ServerState
 
 from flashsale.http.replies import Reply, json_reply
+from flashsale.http.session import HttpSession, Places, answer, make_config
+from flashsale.server import ServerLimits
 from tests.http.client import Raw
 
 PURCHASE = b"POST /api/purchase HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n%s\r\n{}"
@@ -35,3 +40,37 @@ def test_who_wants_no_other_answer_is_told_so(server):
         answer = raw.read()
     assert b"connection: close\r\n" in answer
     assert answer.endswith(b'"missing required fields"}')
+
+
+async def test_who_is_idle_is_parted_from_and_who_waits_for_an_answer_is_not():
+    sessions, asked, decided = set(), asyncio.Event(), asyncio.Event()
+
+    async def application(scope, receive, send):
+        asked.set()
+        await decided.wait()
+        await answer(json_reply(200, "done"), send)
+
+    def make():
+        return HttpSession(make_config(application), ServerState(), Places(admit, sessions.discard), body_size_max=9)
+
+    def admit(session):
+        sessions.add(session)
+        return True
+
+    def sweep():
+        for session in list(sessions):
+            for _ in range(4):
+                session.sweep(ServerLimits(idle_timeout_s=2))
+
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asked.wait()
+        sweep()
+        decided.set()
+        assert (await reader.readuntil(b'"done"')).startswith(b"HTTP/1.1 200 OK")
+        sweep()
+        assert await reader.read() == b""
+        writer.close()
+    server.close()
