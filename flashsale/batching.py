@@ -8,6 +8,7 @@ BUSY, and when the store is away it is `unavailable` (not executed) or UNKNOWN (
 import asyncio
 import logging
 from bisect import bisect_right
+from contextvars import Context
 from itertools import accumulate, islice
 from typing import Protocol, TypeAlias
 
@@ -125,6 +126,7 @@ class Batcher:
         self._all_unsettled = False  # they were too many: any product may be one of them
         self._progress_at = self._loop.time()
         self._task: asyncio.Task[None] | None = None
+        self._context = Context()  # of its own: rounds are nobody's who happened to ask first
 
     def submit(self, request: Request, sink: Sink, ticket: int) -> None:
         """Queue a request; its answer goes to the sink with the ticket, at once when it is BUSY."""
@@ -142,7 +144,7 @@ class Batcher:
         self._waiting_count += 1
         self._waiting_size += size
         if self._task is None:
-            self._task = self._loop.create_task(self._run())
+            self._task = self._loop.create_task(self._run(), context=self._context)
 
     async def drain(self) -> None:
         """Return once every submitted request is answered."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 from msgspec import Struct, structs
@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 from flashsale.attempts import GROUP_SIZE_MAX, SIZE_MAX_DEFAULT
 from flashsale.batching import Limits
 from flashsale.errors import ConfigError
+from flashsale.logs import LogFormat, LogLevel
 from flashsale.server import ServerLimits
 from flashsale.store.address import is_host
 from flashsale.store.durability import Durability
@@ -27,6 +28,7 @@ ENVIRONMENT = {
     "REDIS_URL": "redis",
     "POSTGRES_URL": "database",
     "DATABASE_URL": "database",
+    "LOG_LEVEL": "log_level",
 }
 """Variables with names of their own, the later ones winning; any other setting is FLASHSALE_<NAME>."""
 
@@ -38,6 +40,15 @@ DATABASE_PARTS = {
     "DB_NAME": "flashsale",
 }
 """A PostgreSQL in parts, with what each is when another one is given; an URL wins."""
+SSL_MODE = "DB_SSLMODE"
+"""… and how its connection is encrypted, in libpq's words."""
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+REDIS_PARTS = ("REDIS_PASSWORD", "REDIS_DB")
+"""What else there is to say of the Redis at REDIS_ADDR; an URL has it all."""
+
+PORT = "PORT"
+"""Of `listen`, which stays on loopback unless LISTEN_ADDR says otherwise: who may buy is nothing to be guessed."""
 
 
 HTTP_WORDS = frozenset({"shared", "off"})
@@ -107,6 +118,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """From the signal until the server takes no more: meanwhile `/readyz` sends buyers elsewhere."""
     drain_timeout_s: float = 8.0
     """From then to the end of a server."""
+    log_format: LogFormat = LogFormat.TEXT
+    """How the lines on stderr look."""
+    log_level: LogLevel = LogLevel.INFO
+    """What is told there."""
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -171,10 +186,17 @@ def load_config(
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     names = {f"FLASHSALE_{field.name.upper()}": field.name for field in structs.fields(Config)}
-    values = {"database": _database_of(environment)} if any(map(environment.get, DATABASE_PARTS)) else {}
-    return values | {
+    values = {
         name: environment[variable] for variable, name in (ENVIRONMENT | names).items() if environment.get(variable)
     }
+    if "database" not in values and any(map(environment.get, DATABASE_PARTS)):
+        values["database"] = _database_of(environment)
+    if "listen" not in values and environment.get(PORT):
+        values["listen"] = f"127.0.0.1:{environment[PORT]}"
+    address = environment.get("REDIS_ADDR")
+    if address and values["redis"] == address and any(map(environment.get, REDIS_PARTS)):
+        values["redis"] = _redis_of(environment)
+    return values
 
 
 def _database_of(environment: Mapping[str, str]) -> str:
@@ -182,7 +204,31 @@ def _database_of(environment: Mapping[str, str]) -> str:
     host, port, user, password, name = (
         quote(environment.get(part) or default, safe="") for part, default in DATABASE_PARTS.items()
     )
-    return f"postgresql://{user}{f':{password}' if password else ''}@{host}:{port}/{name}"
+    mode = environment.get(SSL_MODE, "")
+    if mode and mode not in _SSL_MODES:
+        raise ConfigError(f"{SSL_MODE} is {mode!r}; it must be one of {', '.join(_SSL_MODES)}")
+    url = f"postgresql://{user}{f':{password}' if password else ''}@{host}:{port}/{name}"
+    return f"{url}?sslmode={mode}" if mode else url
+
+
+def _redis_of(environment: Mapping[str, str]) -> str:
+    """Return the URL of the Redis at REDIS_ADDR with its password and the number of its database."""
+    address, password, number = (environment.get(part, "") for part in ("REDIS_ADDR", *REDIS_PARTS))
+    if "://" in address:
+        raise ConfigError("REDIS_ADDR is an URL, to which REDIS_PASSWORD and REDIS_DB add nothing: write them into it")
+    if number and not (number.isascii() and number.isdigit()):
+        raise ConfigError(f"REDIS_DB is {number!r}; it must be the number of a database")
+    login = f":{quote(password, safe='')}@" if password else ""
+    return f"redis://{login}{address}/{number or 0}"
+
+
+def secrets_of(config: Config) -> list[str]:
+    """Return what of the settings must never be shown."""
+    found = [config.operator_token or ""]
+    for url in (config.redis, config.database):
+        with suppress(ValueError):  # none at all, of which somebody else will complain
+            found.append(urlsplit(url if url and "://" in url else f"redis://{url}").password or "")
+    return [*found, *map(unquote, found)]
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextvars import Context
 from itertools import islice
 from typing import Any, Protocol
 
@@ -104,7 +105,9 @@ class Feed:
             subscriber.answer(ticket, BUSY)
             return
         if not self._tasks:
-            self._tasks = [self._loop.create_task(work) for work in (self._read(), self._follow(), self._push())]
+            context = Context()  # of their own: they outlive whoever subscribes first
+            works = (self._read(), self._follow(), self._push())
+            self._tasks = [self._loop.create_task(work, context=context) for work in works]
         self._asked.append(_Asked(request, subscriber, ticket))
         self._to_read.set()
 

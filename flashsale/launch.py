@@ -37,7 +37,7 @@ def raise_descriptor_limit() -> None:
 
 def clean_environment() -> dict[str, str]:
     """Return this process's environment without what would configure a server."""
-    hidden = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL", "DB_")
+    hidden = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL", "DB_", "LOG_LEVEL", "PORT")
     return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from flashsale.errors import FlashsaleError
+from flashsale.logs import complain
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def _start(work: Work, lifeline: int, held: int) -> tuple[int, int]:
             work(lambda: _tell(telling))
             code = 0
         except FlashsaleError as error:
-            sys.stderr.write(f"{error}\n")
+            complain(str(error))
         except BaseException:  # noqa: BLE001 - a forked child must not run on into its parent's code
             _log.exception("a worker failed")
         finally:

@@ -220,7 +220,7 @@ def mariadb() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """This process's environment without the settings of a server, which moves no orders unless it is told to."""
-    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL", "DB_")
+    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "DATABASE_URL", "POSTGRES_URL", "DB_", "LOG_LEVEL", "PORT")
     others = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return others | {"FLASHSALE_ORDERS": "false"}
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 from msgspec import structs
+from redis.asyncio.connection import parse_url
 
 from flashsale.batching import Limits
-from flashsale.config import Config, OnReject, home_directory, load_config, split_address
+from flashsale.config import Config, OnReject, home_directory, load_config, secrets_of, split_address
 from flashsale.errors import ConfigError
+from flashsale.logs import LogFormat, LogLevel
 from flashsale.server import ServerLimits
+from flashsale.store.address import redis_url
 from flashsale.store.durability import Durability
 
 
@@ -46,7 +49,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
 def test_each_setting_has_its_variable_and_its_key_in_the_file(tmp_path: Path, name: str) -> None:
     default = getattr(Config(), name)
     of_type = {str: "x", int: 2_000, float: 5.5, bool: not default, type(None): "redis://x", Durability: "relaxed"}
-    of_type[OnReject] = "refund"
+    of_type |= {OnReject: "refund", LogFormat: "json", LogLevel: "error"}
     value = of_type[type(default)]
     value = {"workers": 2, "replicas": 2, "attempts_size_max": 70_000}.get(name, value)
     text = json.dumps(value)
@@ -65,7 +68,8 @@ def test_each_setting_has_its_variable_and_its_key_in_the_file(tmp_path: Path, n
         ),
         ({"DB_NAME": "shop"}, "postgresql://postgres@localhost:5432/shop"),
         ({"DB_HOST": "db", "POSTGRES_URL": "postgres://other/x"}, "postgres://other/x"),
-        ({"DB_HOST": ""}, None),
+        ({"DB_HOST": "db", "DB_SSLMODE": "disable"}, "postgresql://postgres@db:5432/flashsale?sslmode=disable"),
+        ({"DB_HOST": "", "DB_SSLMODE": "disable"}, None),
     ],
 )
 def test_a_database_in_parts(variables: dict[str, str], url: str | None) -> None:
@@ -76,6 +80,68 @@ def test_redis_by_its_usual_names() -> None:
     assert load_config(environment={"REDIS_ADDR": "a:1"}).redis == "a:1"
     assert load_config(environment={"REDIS_ADDR": "a:1", "REDIS_URL": "redis://b"}).redis == "redis://b"
     assert load_config(environment={"REDIS_URL": "redis://b", "FLASHSALE_REDIS": "redis://c"}).redis == "redis://c"
+
+
+def test_a_way_to_encrypt_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^DB_SSLMODE is 'maybe'; it must be one of disable, allow, prefer, require"):
+        load_config(environment={"DB_HOST": "db", "DB_SSLMODE": "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({"REDIS_PASSWORD": "p/w:@", "REDIS_DB": "3"}, "redis://:p%2Fw%3A%40@a:1/3"),
+        ({"REDIS_PASSWORD": "", "REDIS_DB": "0"}, "redis://a:1/0"),
+        ({"REDIS_PASSWORD": "secret", "REDIS_DB": ""}, "redis://:secret@a:1/0"),
+        ({"REDIS_PASSWORD": "secret", "REDIS_URL": "redis://b"}, "redis://b"),
+        ({"REDIS_PASSWORD": "secret", "FLASHSALE_REDIS": "redis://c"}, "redis://c"),
+        ({"REDIS_PASSWORD": "secret", "REDIS_ADDR": ""}, None),
+    ],
+)
+def test_a_redis_in_parts(variables: dict[str, str], url: str | None) -> None:
+    config = load_config(environment={"REDIS_ADDR": "a:1"} | variables)
+    assert config.redis == url
+    if url is not None:
+        assert parse_url(redis_url(url)).get("db", 0) == int(variables.get("REDIS_DB") or 0)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"REDIS_ADDR": "redis://a:1", "REDIS_PASSWORD": "secret"}, "REDIS_ADDR is an URL"),
+        ({"REDIS_ADDR": "a:1", "REDIS_DB": "sales"}, "REDIS_DB is 'sales'; it must be the number of a database"),
+        ({"REDIS_ADDR": "a:1", "REDIS_DB": "-1"}, "REDIS_DB is '-1'"),
+    ],
+)
+def test_parts_of_a_redis_that_fit_nothing_are_refused(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(environment=variables)
+
+
+def test_a_port_alone_opens_nothing_to_others(tmp_path: Path) -> None:
+    assert load_config(environment={"PORT": "9000"}).listen == "127.0.0.1:9000"
+    assert load_config(environment={"PORT": "9000", "LISTEN_ADDR": ":8080"}).listen == ":8080"
+    assert load_config(environment={"PORT": "9000", "FLASHSALE_LISTEN": "b:2"}).listen == "b:2"
+    assert load_config(environment={"PORT": "9000"}, flags={"listen": "c:3"}).listen == "c:3"
+    assert load_config(write(tmp_path, 'listen = "0.0.0.0:1"'), {"PORT": "9000"}).listen == "127.0.0.1:9000"
+    with pytest.raises(ConfigError, match=r"'127\.0\.0\.1:many' is not an address"):
+        split_address(load_config(environment={"PORT": "many"}).listen)
+
+
+@pytest.mark.parametrize(
+    ("word", "level"), [("debug", LogLevel.DEBUG), ("INFO", LogLevel.INFO), ("warn", LogLevel.WARNING)]
+)
+def test_what_is_logged_is_said_in_the_words_of_others_too(word: str, level: LogLevel) -> None:
+    assert load_config(environment={"LOG_LEVEL": word}).log_level is level
+    assert load_config(environment={"LOG_LEVEL": word, "FLASHSALE_LOG_LEVEL": "error"}).log_level is LogLevel.ERROR
+    with pytest.raises(ConfigError, match=r"a setting is wrong: .*'loud'.*log_level"):
+        load_config(environment={"LOG_LEVEL": "loud"})
+
+
+def test_the_secrets_of_the_settings() -> None:
+    config = Config(redis=":p%2Fw@a:1", database="postgresql://ann:db-word@h/n")
+    assert {secret for secret in secrets_of(config) if secret} == {"p%2Fw", "p/w", "db-word"}
+    assert not any(secrets_of(Config(redis="redis://[", database="postgresql://ann@h/n")))
 
 
 def test_flags_say_which_store_whatever_the_environment_says() -> None:

@@ -16,12 +16,13 @@ from flashsale.cli.attempts import attempts
 from flashsale.cli.audit import audit, recover
 from flashsale.cli.carriers import relay, worker
 from flashsale.cli.look import buyers, holds, products, status, watch
-from flashsale.cli.options import database_option, log_to_stderr, on_reject_option, store_options
+from flashsale.cli.options import database_option, log_options, on_reject_option, store_options
 from flashsale.cli.orders import db, export, orders
 from flashsale.cli.sale import close, init, pause, refund, reset, restock, resume
 from flashsale.config import Config, load_config
 from flashsale.errors import FlashsaleError, InvalidValueError
 from flashsale.launch import ServerProcess, clean_environment, raise_descriptor_limit
+from flashsale.logs import complain
 from flashsale.store.durability import Durability
 
 _TERMINATED = 128 + signal.SIGTERM
@@ -59,9 +60,9 @@ def cli() -> None:
 )
 @database_option
 @store_options
+@log_options
 def serve(config: Config) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
-    log_to_stderr()
 
     def announce(line: str) -> None:
         click.echo(line)
@@ -152,12 +153,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         code = 1
     except OSError as error:
-        click.echo(f"the system refused: {error.strerror or error}", err=True)
+        complain(f"the system refused: {error.strerror or error}")
         code = 1
     except InvalidValueError as error:
-        click.echo(str(error), err=True)
+        complain(str(error))
         code = 2
     except FlashsaleError as error:
-        click.echo(str(error), err=True)
+        complain(str(error))
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

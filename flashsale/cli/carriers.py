@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from flashsale.cli.options import database_option, log_to_stderr, on_reject_option, store_options
+from flashsale.cli.options import database_option, log_options, on_reject_option, store_options
 from flashsale.config import Config
 from flashsale.kafka.brokers import Topic
 
@@ -21,11 +21,11 @@ def _topic_option(**more: Any) -> Callable[[Callable[..., None]], Callable[..., 
 @click.option("--kafka", "brokers", required=True, metavar=_BROKERS, help="The brokers that have the topic.")
 @_topic_option(default=_TOPIC)
 @store_options
+@log_options
 def relay(config: Config, *, brokers: str, topic_name: str) -> None:
     """Publish the ledgers of all products to a topic of Kafka until SIGTERM or Ctrl-C; as many as you like."""
     from flashsale import workers
 
-    log_to_stderr()
     workers.relay_orders(config, Topic(brokers, topic_name), click.echo)
 
 
@@ -36,6 +36,7 @@ def relay(config: Config, *, brokers: str, topic_name: str) -> None:
 @on_reject_option
 @database_option
 @store_options
+@log_options
 def worker(config: Config, *, brokers: str | None, topic_name: str | None, group: str | None) -> None:
     """Move orders into the database until SIGTERM or Ctrl-C; servers do it too, unless started with --no-orders."""
     if brokers is None and (topic_name is not None or group is not None):
@@ -44,7 +45,6 @@ def worker(config: Config, *, brokers: str | None, topic_name: str | None, group
         raise click.UsageError("--group is empty: give it a name, or leave it out")
     from flashsale import workers
 
-    log_to_stderr()
     if brokers is None:
         workers.move_orders(config, click.echo)
         return

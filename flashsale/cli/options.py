@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from flashsale import backends
-from flashsale.config import Config, OnReject, load_config
+from flashsale import backends, logs
+from flashsale.config import Config, OnReject, load_config, secrets_of
 from flashsale.domain.bounds import STOCK_MAX
 from flashsale.domain.ids import check_product_id, parse_order_id
 from flashsale.errors import InvalidValueError
@@ -68,7 +67,7 @@ product_argument = click.argument("product_id", metavar="ID", type=PRODUCT_ID)
 
 _SERVER_OPTIONS = (
     *("listen", "http", "grpc", "workers", "durability", "replicas"),
-    *("database", "orders", "backlog_max", "on_reject", "record_attempts"),
+    *("database", "orders", "backlog_max", "on_reject", "record_attempts", "log_format", "log_level"),
 )
 
 
@@ -115,9 +114,25 @@ def with_admin(config: Config, call: Callable[[Admin], Awaitable[T]]) -> T:
         return asyncio.run(run())
 
 
-def log_to_stderr() -> None:
-    """Have what happens while a process runs on its stderr, a line each."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+def log_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Add the options that say how and what is logged, and do it; for what runs until it is told to end."""
+
+    @click.option(
+        "--log-format",
+        type=click.Choice([choice.value for choice in logs.LogFormat]),
+        help="Of the lines on stderr.  [default: text]",
+    )
+    @click.option(
+        "--log-level",
+        type=click.Choice([level.value for level in logs.LogLevel]),
+        help="Which of them there are.  [default: info]  [env: LOG_LEVEL]",
+    )
+    @wraps(command)
+    def with_log(config: Config, *args: Any, **rest: Any) -> T:
+        logs.set_up(config.log_format, config.log_level, secrets_of(config))
+        return command(config, *args, **rest)
+
+    return with_log
 
 
 def print_json(value: object) -> None:

@@ -5,9 +5,10 @@ from email.utils import formatdate
 
 from uvicorn.server import ServerState
 
+from flashsale.http.identity import Identified
 from flashsale.http.services import Services
 from flashsale.http.session import HttpSession, Places, make_config
-from flashsale.http.site import Site
+from flashsale.http.site import HOT, Site
 from flashsale.server import TcpServer
 
 _DATE_S = 1.0
@@ -18,7 +19,7 @@ class HttpDoor:
 
     def __init__(self, services: Services, *, body_size_max: int) -> None:
         logging.getLogger("uvicorn").setLevel(logging.ERROR)  # what clients do wrong fills no log
-        self._config = make_config(Site(services))
+        self._config = make_config(Identified(Site(services), hot=HOT))
         self._state = ServerState()
         self._body_size_max = body_size_max
 

@@ -27,7 +27,7 @@ Endpoint: TypeAlias = Callable[[Scope, Receive], Awaitable[Reply]]
 
 _NOT_FOUND = problem(404, "not-found", "there is nothing at this URL")
 _NOT_ALLOWED = problem(405, "method-not-allowed", "this URL takes another method")
-_HOT = ("/api/purchase", "/checkout", "/purchase")
+HOT = ("/api/purchase", "/checkout", "/purchase")
 """What a crowd asks, always by POST."""
 _RAW = "/v1/"
 """Below it the path is matched as it was sent: an id may have a slash, which is percent-encoded."""
@@ -77,7 +77,7 @@ class Site:
             "/readyz": _Page({"GET": health.readyz}),
             "/openapi.json": _Page({"GET": _Fixed(make_document(__version__)).read}),
         }
-        self._hot = {("POST", path): pages[path] for path in _HOT}
+        self._hot = {("POST", path): pages[path] for path in HOT}
         followed = {
             "/stream": streams.endpoint(following.the_present),
             "/v1/products/{product_id}/events": streams.endpoint(following.every_change),
