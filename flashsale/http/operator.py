@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import logging
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -21,6 +22,7 @@ from flashsale.http.services import Services
 
 _NO_TOKEN = problem(401, "unauthorized", "this takes the operator's token: Authorization: Bearer TOKEN")
 _NOT_YOURS = problem(403, "forbidden", "this takes the operator's token, and the server was given none")
+_log = logging.getLogger(__name__)
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 
 
@@ -60,6 +62,7 @@ class Operator:
             return problem(504, "unknown", str(error))
         except FlashsaleError as error:
             return problem(503, "unavailable", str(error), retry_after_s=1)
+        _log.info("the operator at %s has reset product '%s' to %d units", peer(scope), name, units)
         done = ResetDone(success=True, message=RESET, product_id=name, remaining_stock=units)
         return json_reply(200, done)
 

@@ -1,5 +1,6 @@
 """The whole log of a run in JSON: every process writes it, and no secret is in it."""
 
+import asyncio
 import http.client
 import json
 import re
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from flashsale.client import Client
 from flashsale.domain.answers import Held
@@ -18,13 +21,14 @@ from flashsale.store.admin import Admin
 
 PASSWORD = "the-word-of-the-store"
 BEARER = "the-word-of-an-operator"
+BODY = json.dumps({"request_id": "r", "user_id": "ann", "item_id": "p", "quantity": 1})
 START = re.compile(r"Server initialized - Listening on 127\.0\.0\.1:\d+, Redis: \*\*\*@127\.0\.0\.1:\d+")
 
 
 def ask(server: ServerProcess, method: str, path: str, body: str = "", **headers: str) -> tuple[int, str | None]:
     """Return the status of an answer and the id of the request in it."""
     connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
-    connection.request(method, path, body, headers | {"Authorization": f"Bearer {BEARER}"})
+    connection.request(method, path, body, {"Authorization": f"Bearer {BEARER}"} | headers)
     answer = connection.getresponse()
     answer.read()
     connection.close()
@@ -35,7 +39,7 @@ def ask(server: ServerProcess, method: str, path: str, body: str = "", **headers
 def store(start_store: Callable[..., int]) -> Iterator[tuple[str, "redis.Redis"]]:
     """The URL of a store that takes a password, and a client of it."""
     port = start_store("--requirepass", PASSWORD)
-    with redis.Redis(port=port, password=PASSWORD) as client:
+    with redis.Redis(port=port, password=PASSWORD, retry=Retry(NoBackoff(), 0)) as client:
         yield f"redis://:{PASSWORD}@127.0.0.1:{port}", client
 
 
@@ -50,34 +54,51 @@ async def test_every_process_logs_in_json_and_no_secret_is_in_it(
         "FLASHSALE_STORE_DEADLINE_S": "0.3",
         "FLASHSALE_LOG_FORMAT": "json",
         "FLASHSALE_WORKERS": "2",
+        "FLASHSALE_OPERATOR_TOKEN": BEARER,
     }
     flags = ["--listen", "127.0.0.1:0", "--durability", "relaxed", "--record-attempts"]
-    body = json.dumps({"request_id": "r", "user_id": "ann", "item_id": "p", "quantity": 1})
     async with Admin(url) as admin:
         await admin.init("p", 10)
-    with (home / "log").open("wb") as log:
-        server = ServerProcess(flags, environment=environment | settings, log=log.fileno())
-    async with Client(server.host, server.port) as buyer:
-        held = await buyer.reserve("p", "ann")
-        assert isinstance(held, Held)
-        await buyer.confirm(held.code)
-    assert ask(server, "POST", "/api/purchase", body) == (200, None)
-    assert ask(server, "POST", "/api/purchase", body, **{"X-Request-Id": "again"}) == (409, "again")
-    status, nowhere = ask(server, "GET", f"/nowhere?code={held.code}")
-    assert (status, len(nowhere or "")) == (404, 24)
-    client.shutdown(nosave=True)
-    assert ask(server, "POST", "/api/purchase", body, **{"X-Request-Id": "too-late"})[0] in {500, 503}
-    assert server.stop() == 0
+    with (
+        (home / "log").open("wb") as log,
+        ServerProcess(flags, environment=environment | settings, log=log.fileno()) as server,
+    ):
+        async with Client(server.host, server.port) as buyer:
+            held = await buyer.reserve("p", "ann")
+            assert isinstance(held, Held)
+            await buyer.confirm(held.code)
+        await asyncio.to_thread(ask_much, server, held.code)
+        client.shutdown(nosave=True)
+        assert ask(server, "POST", "/api/purchase", BODY, **{"X-Request-Id": "too-late"})[0] in {500, 503}
+        assert server.stop() == 0
+    check(home / "log", held.code)
 
-    text = (home / "log").read_text()
+
+def ask_much(server: ServerProcess, code: str) -> None:
+    assert ask(server, "POST", "/api/purchase", BODY) == (200, None)
+    assert ask(server, "POST", "/api/purchase", BODY, **{"X-Request-Id": "again"}) == (409, "again")
+    status, nowhere = ask(server, "GET", f"/nowhere?code={code}")
+    assert (status, len(nowhere or "")) == (404, 24)
+    assert ask(server, "POST", f"/v1/holds/{code}/confirm")[0] == 200
+    forged = {"Authorization": "Bearer a-word-that-is-none", "X-Request-Id": "forged"}
+    assert ask(server, "POST", "/reset?product_id=p", **forged) == (401, "forged")
+    assert ask(server, "POST", "/reset?product_id=p", **{"X-Request-Id": "reset"}) == (200, "reset")
+
+
+def check(log: Path, code: str) -> None:
+    text = log.read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    for secret in (PASSWORD, BEARER, held.code, held.code.partition(".")[0]):
+    for secret in (PASSWORD, BEARER, "a-word-that-is-none", code, code.partition(".")[0]):
         assert secret not in text
     for line in lines:
         assert list(line)[:5] == ["time", "level", "logger", "event", "pid"], line
     assert any(START.fullmatch(line["event"]) for line in lines)
-    [failed] = [line for line in lines if line.get("request_id") == "too-late"]
-    assert re.fullmatch(r"POST /api/purchase of 127\.0\.0\.1 is answered with 50[03]", failed["event"])
+    about = {line["request_id"]: line["event"] for line in lines if "request_id" in line}
+    assert re.fullmatch(r"POST /api/purchase of 127\.0\.0\.1 is answered with 50[03]", about.pop("too-late"))
+    assert about == {
+        "forged": "POST /reset of 127.0.0.1 is answered with 401",
+        "reset": "the operator at 127.0.0.1 has reset product 'p' to 10 units",
+    }
     assert {"flashsale.app", "flashsale.store.engine", "flashsale.orders.carrier"} <= {line["logger"] for line in lines}
     assert len({line["pid"] for line in lines if line["event"] == "stopped"}) == 2
     assert len({line["pid"] for line in lines}) >= 4  # and the supervisor, and the mover
