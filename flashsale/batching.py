@@ -2,7 +2,8 @@
 
 One round trip at a time carries one batch for each product that has something waiting. There are no timers: an idle
 server answers after one round trip, a busy one in larger batches. Everything is bounded; beyond a bound the answer is
-BUSY, and when the store is away it is `unavailable` (not executed) or UNKNOWN (perhaps executed).
+BUSY, and when the store is away it is `unavailable` (not executed) or UNKNOWN (perhaps executed). Once the first have
+waited for it in vain, those who come are refused at once, but for one now and then who finds out whether it is back.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
+from flashsale.breaker import Breakers
 from flashsale.crash import crash_point
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, UNKNOWN, Answer
 from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted, Outcome
@@ -31,6 +33,9 @@ _OVERLAP_COUNT_MIN = 16
 
 _UNSETTLED_COUNT_MAX = 16_384
 """Products whose batches of unknown fate are told apart; beyond it every batch is fenced, which is safe, and slower."""
+
+_BREAKERS_COUNT_MAX = 1_024
+"""Products that are refused at once; beyond it requests for one of them wait for their deadline once more."""
 
 
 class Sink(Protocol):
@@ -71,6 +76,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     """How long the store may be silent before requests are answered without it."""
     queue_age_max_s: float = 10.0
     """A request that waited longer for its turn is dropped unexecuted: its client has given up."""
+    breaker_pause_s: float = 0.25
+    """While the store is away, one request is let through so long after the last that failed: it costs the store a
+    connection, and so much is added to the time that it was away."""
 
 
 _Waiting: TypeAlias = tuple[Request, Sink, int, float, int]
@@ -100,6 +108,8 @@ class _Trouble(Struct, frozen=True):
     """When the oldest request that met it had arrived."""
     rests_until: float
     """When it is tried again."""
+    alone: bool
+    """Whether it is about this product, and says nothing of the store."""
 
 
 class Batcher:
@@ -127,15 +137,22 @@ class Batcher:
         self._progress_at = self._loop.time()
         self._task: asyncio.Task[None] | None = None
         self._context = Context()  # of its own: rounds are nobody's who happened to ask first
+        self.breakers = Breakers(
+            pause_s=self._limits.breaker_pause_s,
+            patience_s=self._limits.store_deadline_s,
+            count_max=_BREAKERS_COUNT_MAX,
+        )
+        """Refuse who would wait in vain."""
 
     def submit(self, request: Request, sink: Sink, ticket: int) -> None:
-        """Queue a request; its answer goes to the sink with the ticket, at once when it is BUSY."""
+        """Queue a request; its answer goes to the sink with the ticket, at once when there is no use in waiting."""
         product_id = request.product_id
         size = len(product_id) + len(request.user_id)
         if self._waiting_count >= self._queue_count_max or self._waiting_size >= self._queue_size_max:
-            sink.answer(ticket, BUSY)
-            if self._recorder is not None:
-                self._recorder.record([request], [BUSY])
+            self.refuse(request, sink, ticket, BUSY)
+            return
+        if not self.breakers.are_closed and not self.breakers.admit(product_id, self._loop.time()):
+            self.refuse(request, sink, ticket, NOT_EXECUTED)
             return
         queue = self._queues.get(product_id)
         if queue is None:
@@ -145,6 +162,12 @@ class Batcher:
         self._waiting_size += size
         if self._task is None:
             self._task = self._loop.create_task(self._run(), context=self._context)
+
+    def refuse(self, request: Request, sink: Sink, ticket: int, answer: Answer) -> None:
+        """Give a request that goes nowhere its answer, of which the recorder hears too."""
+        sink.answer(ticket, answer)
+        if self._recorder is not None:
+            self._recorder.record([request], [answer])
 
     async def drain(self) -> None:
         """Return once every submitted request is answered."""
@@ -256,7 +279,7 @@ class Batcher:
             _check_outcomes(batches, outcomes)
         except Exception:  # noqa: BLE001 - a bug, met with the safe answer: nothing is known of these batches
             _log.exception("the engine failed")
-            outcomes = [Ambiguous("the engine failed")] * len(batches)
+            outcomes = [Ambiguous("the engine failed", alone=True)] * len(batches)
         return outcomes
 
     def _take_outcomes(self, pending: list[_Pending], outcomes: list[Outcome]) -> None:
@@ -276,10 +299,10 @@ class Batcher:
                     self._answer_all(item, [UNKNOWN if item.ambiguous else NOT_EXECUTED] * len(item.waiting))
                 case NotExecuted():
                     if not item.ambiguous:
-                        self._queue_again(item)
+                        self._queue_again(item, alone=outcome.alone)
                 case _:
                     item.ambiguous = True
-                    self._note_trouble(item)
+                    self._note_trouble(item, alone=outcome.alone)
 
     def _leave_unsettled(self, product_id: str) -> None:
         """Remember to fence the product's next batch: one that was given up may still arrive at the store."""
@@ -293,19 +316,50 @@ class Batcher:
         self._store_answers = True
         self._progress_at = self._loop.time()
         self._troubles.pop(item.product_id, None)
+        if not self.breakers.are_closed:
+            store, product = self.breakers.succeed(item.product_id)
+            if store:
+                _log.warning("the store decides again: requests are taken")
+            if product:
+                _log.warning("product %r is decided again: its requests are taken", item.product_id)
 
-    def _note_trouble(self, item: _Pending) -> None:
+    def _note_trouble(self, item: _Pending, *, alone: bool) -> None:
         trouble = self._troubles.get(item.product_id)
         since = trouble.since if trouble else _arrived(item.waiting[0])
-        self._troubles[item.product_id] = _Trouble(since, self._loop.time() + _RETRY_PAUSE_S)
+        self._troubles[item.product_id] = _Trouble(since, self._loop.time() + _RETRY_PAUSE_S, alone)
 
-    def _queue_again(self, item: _Pending) -> None:
-        """Put a batch that certainly was not executed back in front of its queue; it becomes part of another batch."""
-        self._note_trouble(item)
+    def _queue_again(self, item: _Pending, *, alone: bool) -> None:
+        """Put a batch that certainly was not executed back in front of its queue; it becomes part of another batch.
+
+        Those who were let through to find out whether that is so have found out.
+        """
+        self._note_trouble(item, alone=alone)
         waiting, item.waiting = item.waiting, []
-        self._waiting_count += len(waiting)
-        self._waiting_size += sum([item[4] for item in waiting])
-        self._queues[item.product_id] = waiting + self._queues.pop(item.product_id, [])
+        refused: list[_Waiting] = []
+        opened_at = self.breakers.opened_at(item.product_id)
+        if opened_at is not None:
+            self.breakers.fail_again(item.product_id, self._loop.time())
+            waiting, refused = _split(waiting, _count_since(waiting, opened_at)), waiting
+        if waiting:
+            self._waiting_count += len(waiting)
+            self._waiting_size += sum([item[4] for item in waiting])
+            self._queues[item.product_id] = waiting + self._queues.pop(item.product_id, [])
+        if refused:
+            self._deliver(refused, [NOT_EXECUTED] * len(refused))
+
+    def _break(self, product_id: str, since: float) -> None:
+        """Have those who come refused at once, after others have waited in vain since then.
+
+        That is for all products when the store has decided none since then, unless this one's trouble is its own.
+        """
+        trouble = self._troubles.get(product_id)
+        if trouble is None:
+            return  # it has waited behind the others, and it is they who tell
+        if trouble.alone or self._progress_at > since:
+            if self.breakers.fail_product(product_id, self._loop.time()):
+                _log.warning("product %r is not decided: its requests are refused until one is", product_id)
+        elif self.breakers.fail_store(self._loop.time()):
+            _log.warning("the store decides nothing: requests are refused until it decides one")
 
     def _answer_all(self, item: _Pending, answers: list[Answer]) -> None:
         waiting, item.waiting = item.waiting, []
@@ -323,12 +377,16 @@ class Batcher:
         for item in stuck:
             if self._silent_since(item.product_id) <= since:
                 expired = _split(item.waiting, _count_since(item.waiting, since))
+                if expired:
+                    self._break(item.product_id, since)
                 self._deliver(expired, [UNKNOWN] * len(expired))
                 if not item.waiting:
                     self._leave_unsettled(item.product_id)
                     self._troubles.pop(item.product_id, None)
         for product_id, queue in list(self._queues.items()):
             if self._silent_since(product_id) <= since:
+                if _arrived(queue[0]) <= since:
+                    self._break(product_id, since)
                 self._drop(queue, since)
                 if not queue:
                     del self._queues[product_id]

@@ -110,6 +110,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch_size_max: int = Limits().batch_size_max
     store_deadline_s: float = Limits().store_deadline_s
     queue_age_max_s: float = Limits().queue_age_max_s
+    breaker_pause_s: float = Limits().breaker_pause_s
     operator_token: str | None = None
     """What an operator shows over HTTP who is not on this machine."""
     lottery: bool = True
@@ -143,6 +144,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "batch_size_max": (1, 2**30),
     "store_deadline_s": (0.3, 60),
     "queue_age_max_s": (0.3, 600),
+    "breaker_pause_s": (0.05, 10),
     "drain_delay_s": (0, 60),
     "drain_timeout_s": (1, 60),
 }

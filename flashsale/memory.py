@@ -182,7 +182,11 @@ class MemoryEngine:
         tokens = iter([self._mint() for request in batch.requests if isinstance(request, Reserve)])
         last = self._last.get(batch.product_id)
         if last is not None and batch.sequence <= last[0]:
-            return last[1] if batch.sequence == last[0] else Ambiguous("overtaken by a later batch of its session")
+            return (
+                last[1]
+                if batch.sequence == last[0]
+                else Ambiguous("overtaken by a later batch of its session", alone=True)
+            )
         product = self._products.get(batch.product_id)
         if product is None:
             answers = [not_found(request) for request in batch.requests]

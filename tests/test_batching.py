@@ -14,6 +14,7 @@ import pytest
 
 from flashsale import batching
 from flashsale.batching import Batcher, Limits
+from flashsale.breaker import State
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, NOT_FOUND, UNKNOWN, Answer, ProductStatus, SoldOut, Success
 from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted, Outcome
 from flashsale.domain.requests import GetStatus, Purchase, Request
@@ -176,6 +177,12 @@ class Sale:
         assert set(self.crowd.answers) == set(self.submitted), "somebody was not answered"
         return self.crowd.answers
 
+    async def end_and_wait(self) -> dict[int, Answer]:
+        """End, and wait until it does not matter any more that the store was away."""
+        answers = await self.end()
+        await asyncio.sleep(10)
+        return answers
+
     def waited_s(self, ticket: int) -> float:
         return self.crowd.times[ticket] - self.submitted[ticket]
 
@@ -309,7 +316,7 @@ async def test_room_comes_back_after_requests_were_dropped() -> None:
         sale.buy(first)
         await asyncio.sleep(0)
         sale.buy(first + 1, first + 2, first + 3)
-        answers = await sale.end()
+        answers = await sale.end_and_wait()
         assert [answers[first + i] for i in range(4)] == [NOT_EXECUTED, NOT_EXECUTED, NOT_EXECUTED, BUSY]
 
 
@@ -443,7 +450,7 @@ async def test_perhaps_executed_is_answered_unknown_within_the_deadline() -> Non
 async def test_after_unknown_the_next_batch_of_the_product_is_fenced_until_one_is_decided() -> None:
     sale = Sale(always=SILENT)
     sale.buy(0)
-    await sale.end()
+    await sale.end_and_wait()
     assert sale.crowd.answers == {0: UNKNOWN}
     sale.engine._steps[:], sale.engine.always = [REFUSED], None
     count = len(sale.engine.rounds)
@@ -466,7 +473,7 @@ async def test_after_unknown_the_next_batch_of_the_product_is_fenced_until_one_i
 async def test_late_arrival_of_an_unknown_batch_finds_the_door_shut() -> None:
     sale = Sale(always=SILENT)
     sale.buy(0)
-    await sale.end()
+    await sale.end_and_wait()
     sale.engine.always = None
     sale.ask(GetStatus("p"), 1)  # changes nothing, and is remembered all the same
     await sale.end()
@@ -625,7 +632,7 @@ def test_beyond_so_many_unknown_fates_every_batch_is_fenced(
             if ticket == 3:
                 assert not sale.batcher._all_unsettled, "two products, asked for again or not"
             sale.buy(ticket, product_id=product_id)
-            await sale.end()
+            await sale.end_and_wait()
         assert len(sale.batcher._unsettled) == 2
         sale.engine.always = None
         for ticket, product_id in enumerate("pqrstp", 10):
@@ -634,9 +641,8 @@ def test_beyond_so_many_unknown_fates_every_batch_is_fenced(
             assert sale.engine.rounds[-1][0].fenced, product_id
 
     run()
-    assert [record.getMessage() for record in caplog.records] == [
-        "the fate of batches of more than 2 products is unknown"
-    ]
+    told = [record.getMessage() for record in caplog.records]
+    assert [line for line in told if "fate" in line] == ["the fate of batches of more than 2 products is unknown"]
 
 
 @simulated
@@ -651,7 +657,7 @@ async def test_engine_that_raises_once_is_asked_again_behind_a_fence() -> None:
 async def test_engine_that_goes_on_raising_is_answered_unknown_and_service_goes_on() -> None:
     sale = Sale(always=ValueError("a bug"))
     sale.buy(0)
-    await sale.end()
+    await sale.end_and_wait()
     assert sale.crowd.answers == {0: UNKNOWN}
     assert sale.waited_s(0) <= 2.0
     sale.engine.always = None
@@ -913,3 +919,200 @@ async def test_a_recorder_is_told_of_those_who_were_answered_without_the_store()
     answers = await sale.end()
     assert answers == {0: UNKNOWN, 1: NOT_EXECUTED, 2: NOT_EXECUTED}
     assert evidence.told == [("u0", UNKNOWN), ("u1", NOT_EXECUTED), ("u2", NOT_EXECUTED)]
+
+
+# Refused at once
+
+
+PAUSE_S = Limits().breaker_pause_s
+ASIDE = NotExecuted("not now", alone=True)
+
+
+async def give_up(sale: Sale, **where: str) -> None:
+    """Have one wait in vain, so that whoever comes then is refused."""
+    sale.buy(0, **where)
+    await sale.end()
+    assert 1.5 < sale.waited_s(0) <= 2.0
+
+
+@simulated
+async def test_once_somebody_has_waited_in_vain_whoever_comes_is_refused_at_once() -> None:
+    sale = Sale(always=REFUSED)
+    await give_up(sale)
+    count = len(sale.engine.rounds)
+    sale.buy(1, 2)
+    sale.buy(3, product_id="q")
+    assert {ticket: sale.crowd.answers[ticket] for ticket in (1, 2, 3)} == dict.fromkeys((1, 2, 3), NOT_EXECUTED)
+    assert len(sale.engine.rounds) == count, "the store was asked"
+    assert sale.batcher.breakers.store.state is State.OPEN
+
+
+@simulated
+async def test_now_and_then_one_finds_out_whether_the_store_is_back() -> None:
+    sale = Sale(always=REFUSED)
+    await give_up(sale)
+    count = len(sale.engine.rounds)
+    for ticket in range(1, 101):  # one second of a crowd
+        sale.buy(ticket)
+        await asyncio.sleep(0.01)
+    answers = await sale.end()
+    assert set(answers.values()) == {NOT_EXECUTED}
+    assert all(sale.waited_s(ticket) < 0.05 for ticket in range(1, 101)), "who finds out is told at once too"
+    assert 3 <= len(sale.engine.rounds) - count <= 4
+    assert all(len(batches[0].requests) == 1 for batches in sale.engine.rounds[count:])
+    sale.engine.always = None
+    await asyncio.sleep(PAUSE_S)
+    sale.buy(200, 201)
+    await asyncio.sleep(0.002)
+    assert sale.crowd.answers[200] == Success(99)
+    assert sale.crowd.answers[201] == NOT_EXECUTED, "it was not known yet"
+    sale.buy(202)
+    assert (await sale.end())[202] == Success(98)
+    assert sale.batcher.breakers.are_closed
+
+
+@simulated
+async def test_who_was_let_in_before_keeps_waiting_and_finds_the_store_as_soon_as_ever() -> None:
+    sale = Sale(always=REFUSED)
+    sale.buy(0)
+    await asyncio.sleep(1.0)
+    sale.buy(1)
+    await asyncio.sleep(0.95)
+    sale.buy(2)
+    assert sale.crowd.answers == {0: NOT_EXECUTED, 2: NOT_EXECUTED}
+    sale.engine.always = None
+    back_at = asyncio.get_running_loop().time()
+    assert (await sale.end())[1] == Success(99)
+    assert sale.crowd.times[1] - back_at < 0.06
+    assert sale.batcher.breakers.are_closed
+
+
+@simulated
+async def test_a_silent_store_holds_up_one_at_a_time() -> None:
+    sale = Sale(always=hang)
+    await give_up(sale)
+    await asyncio.sleep(PAUSE_S)
+    for ticket in range(1, 101):
+        sale.buy(ticket)
+        await asyncio.sleep(0.02)
+    await sale.end()
+    waiting = [ticket for ticket in range(1, 101) if sale.waited_s(ticket) > 0.05]
+    assert waiting == [1]
+    assert sale.crowd.answers[1] == UNKNOWN, "it was sent"
+    assert {sale.crowd.answers[ticket] for ticket in range(2, 101)} == {NOT_EXECUTED}
+
+
+@simulated
+async def test_trouble_of_long_ago_refuses_nobody() -> None:
+    sale = Sale(always=REFUSED)
+    await sale.end_and_wait()
+    sale.buy(0)
+    await sale.end_and_wait()
+    sale.engine.always = None
+    sale.buy(1, 2, 3)
+    answers = await sale.end()
+    assert [answers[ticket] for ticket in (1, 2, 3)] == [Success(99), Success(98), Success(97)]
+
+
+@pytest.mark.parametrize("outcome", [ASIDE, Ambiguous("not there", alone=True), ValueError("a bug with p alone")])
+def test_trouble_of_one_product_refuses_nobody_who_wants_another(outcome: Step) -> None:
+    @simulated
+    async def run() -> None:
+        sale = Sale(always=outcome)
+        sale.engine.memory.create("q", 100)
+        await give_up(sale)
+        sale.buy(1)
+        assert sale.crowd.answers[1] == NOT_EXECUTED
+        sale.engine.always = None
+        sale.buy(2, 3, product_id="q")  # nobody had asked for it, all that time
+        answers = await sale.end()
+        assert (answers[2], answers[3]) == (Success(99), Success(98))
+        sale.buy(4)
+        assert (await sale.end())[4] == NOT_EXECUTED
+        await asyncio.sleep(PAUSE_S)
+        sale.buy(5)
+        await sale.end()
+        sale.buy(6)
+        answers = await sale.end()
+        assert (answers[5], answers[6]) == (Success(99), Success(98))
+
+    run()
+
+
+@simulated
+async def test_a_product_that_is_refused_while_others_are_decided_is_alone_with_it() -> None:
+    async def refuse_p(batches: Sequence[Batch], timeout_s: float) -> list[Outcome]:
+        await asyncio.sleep(0.001)
+        return [REFUSED if batch.product_id == "p" else sale.engine.memory.decide(batch) for batch in batches]
+
+    sale = Sale(always=refuse_p)
+    sale.engine.memory.create("q", 1000)
+    sale.buy(0)
+    for ticket in range(1, 60):
+        sale.buy(ticket, product_id="q")
+        await asyncio.sleep(0.05)
+    sale.buy(60)
+    answers = await sale.end()
+    assert answers.pop(0) == answers.pop(60) == NOT_EXECUTED
+    assert sale.waited_s(60) < 0.05
+    assert all(isinstance(answer, Success) for answer in answers.values())
+    assert sale.batcher.breakers.store.state is State.CLOSED
+
+
+@simulated
+async def test_defective_keys_refuse_nobody_without_asking() -> None:
+    sale = Sale(always=BROKEN)
+    for ticket in range(30):
+        sale.buy(ticket)
+        await asyncio.sleep(0.1)
+    await sale.end()
+    assert len(sale.engine.rounds) == 30
+    assert sale.batcher.breakers.are_closed
+
+
+@simulated
+async def test_refused_at_once_is_recorded_like_any_other() -> None:
+    sale, evidence = Sale(always=REFUSED), Evidence()
+    sale.batcher = Batcher(sale.engine, None, evidence)
+    sale.buy(0)
+    await sale.end()
+    sale.buy(1)
+    assert evidence.told == [("u0", NOT_EXECUTED), ("u1", NOT_EXECUTED)]
+
+
+def test_the_log_tells_once_that_requests_are_refused_and_once_that_they_are_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @simulated
+    async def run(outcome: Step) -> None:
+        sale = Sale(always=outcome)
+        for ticket in range(100):
+            sale.buy(ticket)
+            await asyncio.sleep(0.1)
+        sale.engine.always = None
+        for ticket in range(100, 110):
+            sale.buy(ticket)
+            await asyncio.sleep(0.1)
+        await sale.end()
+
+    for outcome in (REFUSED, ASIDE):
+        run(outcome)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the store decides nothing: requests are refused until it decides one",
+        "the store decides again: requests are taken",
+        "product 'p' is not decided: its requests are refused until one is",
+        "product 'p' is decided again: its requests are taken",
+    ]
+
+
+@simulated
+async def test_who_asks_again_as_soon_as_it_is_refused_is_answered_each_time() -> None:
+    sale = Sale(always=REFUSED)
+    sale.buy(0)
+    await sale.end()
+    await asyncio.sleep(PAUSE_S)
+    sale.crowd = Pipeliner(sale, [2, 3])
+    sale.submitted.clear()
+    sale.buy(1)  # finds out, and asks for more when it is told
+    assert await sale.end() == dict.fromkeys((1, 2, 3), NOT_EXECUTED)
+    assert sale.waited_s(3) == 0

@@ -208,7 +208,7 @@ def test_requests_about_no_product_are_told_so() -> None:
 
 
 def test_batch_without_answers() -> None:
-    assert decode_reply(batch_of(1), [1, 2]) == Ambiguous("overtaken by a later batch of its session")
+    assert decode_reply(batch_of(1), [1, 2]) == Ambiguous("overtaken by a later batch of its session", alone=True)
     assert decode_reply(batch_of(1), [1, 3, b"its stock is gone"]) == Defective("its stock is gone")
 
 

@@ -27,12 +27,16 @@ class NotExecuted(Struct, frozen=True):
     """The batch certainly had no effect and may be sent again."""
 
     reason: str
+    alone: bool = False
+    """Whether it is about this product; else it is the store that is away, or refuses, for every one."""
 
 
 class Ambiguous(Struct, frozen=True):
     """The batch may have had its effect; only a fenced resend with the same sequence can tell."""
 
     reason: str
+    alone: bool = False
+    """As of NotExecuted."""
 
 
 class Defective(Struct, frozen=True):

@@ -141,7 +141,7 @@ def decode_reply(batch: Batch, reply: Reply) -> Outcome:
         case 1:
             return [not_found(request) for request in batch.requests]
         case 2:
-            return Ambiguous("overtaken by a later batch of its session")
+            return Ambiguous("overtaken by a later batch of its session", alone=True)
         case 4:
             return [_REFUSALS[reply[2]](reply[3])] * len(batch.requests)
         case _:

@@ -40,4 +40,4 @@ def classify(error: RedisError) -> NotExecuted | Ambiguous | Defective:
     code = error_code(error)
     if code in NOT_EXECUTED_CODES:
         return NotExecuted(str(error))
-    return Defective(str(error)) if code == _DEFECT_CODE else Ambiguous(str(error))
+    return Defective(str(error)) if code == _DEFECT_CODE else Ambiguous(str(error), alone=True)

@@ -64,10 +64,10 @@ class StrictEngine(RedisEngine):
 
     def _settle(self, batch: Batch, outcome: Outcome | None) -> Outcome:
         if outcome is None:
-            return NotExecuted(_NOT_THERE)
+            return NotExecuted(_NOT_THERE, alone=True)
         place = self._ends.get(batch.product_id)
         if place is None or self._progress.has_reached(place):
             return outcome
         self._owed[batch.product_id] = batch.sequence, place
         self._progress.expect(place)
-        return Ambiguous(_NOT_THERE)
+        return Ambiguous(_NOT_THERE, alone=True)

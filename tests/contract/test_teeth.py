@@ -28,7 +28,7 @@ from flashsale.store import scripts
 
 SCRIPT = scripts.DECIDE.source.decode()
 KEPT_S = 86_400 + PLAIN.hold_total_s
-OVERTAKEN = Ambiguous("overtaken by a later batch of its session")
+OVERTAKEN = Ambiguous("overtaken by a later batch of its session", alone=True)
 
 # What is told with -> what a bad script tells instead; each is found once in the script.
 VARIANTS = {
