@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,12 @@ from flashsale.config import HTTP_WORDS, Config, split_address
 from flashsale.errors import ConfigError, ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
+from flashsale.gating import make_gate
 from flashsale.launch import raise_descriptor_limit
+from flashsale.limiting import Gate
+from flashsale.peers import Proxies
 from flashsale.scheduling import Scheduler
-from flashsale.server import ServerLimits, TcpServer
+from flashsale.server import Record, ServerLimits, TcpServer
 from flashsale.sockets import Port
 from flashsale.store.admin import Admin
 from flashsale.store.calendar import RedisCalendar
@@ -212,9 +216,13 @@ async def _sell(
         stack.push_async_callback(schedules.close)
         admin = await stack.enter_async_context(open_admin(store))
         scheduler = Scheduler(schedules, fence.check_soon if fence else None)
-        http = None if config.http == "off" else _open_http(config, asker, feed, scheduler, admin, draining)
+        gate = make_gate(time.monotonic, user=config.rate_user, client=config.rate_client, routes=config.rate_route)
+        http = None
+        if config.http != "off":
+            http = _open_http(config, asker, feed, scheduler, admin, draining, gate, batcher.record)
         limits = msgspec.convert(config, ServerLimits, from_attributes=True)
-        server = TcpServer(batcher.submit, limits, feed, http.make_session if http else None)
+        make_http = http.make_session if http else None
+        server = TcpServer(batcher.submit, limits, feed, make_http, gate, batcher.record)
         await scheduler.start()
         beside = [asyncio.create_task(work) for work in (Sweeper(calendar, batcher.submit).run(), scheduler.run())]
         try:
@@ -235,7 +243,14 @@ async def _sell(
 
 
 def _open_http(
-    config: Config, asker: Asker, feed: Feed, scheduler: Scheduler, admin: Admin, draining: asyncio.Event
+    config: Config,
+    asker: Asker,
+    feed: Feed,
+    scheduler: Scheduler,
+    admin: Admin,
+    draining: asyncio.Event,
+    gate: Gate | None,
+    record: Record,
 ) -> "HttpDoor | None":
     """Return the HTTP door; None when what it is made of is not installed and nobody asked for it by its address.
 
@@ -265,5 +280,8 @@ def _open_http(
         draining=draining,
         operator_token=config.operator_token,
         lottery=config.lottery,
+        gate=gate,
+        proxies=Proxies(config.trusted_proxies or ""),
+        record=record,
     )
     return HttpDoor(services, body_size_max=config.payload_size_max)

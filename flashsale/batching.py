@@ -149,10 +149,10 @@ class Batcher:
         product_id = request.product_id
         size = len(product_id) + len(request.user_id)
         if self._waiting_count >= self._queue_count_max or self._waiting_size >= self._queue_size_max:
-            self.refuse(request, sink, ticket, BUSY)
+            self._refuse(request, sink, ticket, BUSY)
             return
         if not self.breakers.are_closed and not self.breakers.admit(product_id, self._loop.time()):
-            self.refuse(request, sink, ticket, NOT_EXECUTED)
+            self._refuse(request, sink, ticket, NOT_EXECUTED)
             return
         queue = self._queues.get(product_id)
         if queue is None:
@@ -163,11 +163,15 @@ class Batcher:
         if self._task is None:
             self._task = self._loop.create_task(self._run(), context=self._context)
 
-    def refuse(self, request: Request, sink: Sink, ticket: int, answer: Answer) -> None:
+    def _refuse(self, request: Request, sink: Sink, ticket: int, answer: Answer) -> None:
         """Give a request that goes nowhere its answer, of which the recorder hears too."""
         sink.answer(ticket, answer)
+        self.record([request], [answer])
+
+    def record(self, requests: list[Request], answers: list[Answer]) -> None:
+        """Tell the recorder, if there is one, of requests and their answers; for doors that refuse some themselves."""
         if self._recorder is not None:
-            self._recorder.record([request], [answer])
+            self._recorder.record(requests, answers)
 
     async def drain(self) -> None:
         """Return once every submitted request is answered."""

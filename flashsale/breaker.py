@@ -30,7 +30,7 @@ class Breaker:
         """Begin closed.
 
         Args:
-            pause_s: from a failure to the next try.
+            pause_s: from a try that failed to the next.
             patience_s: how long a try may take before another one is let through.
         """
         self._pause_s = pause_s
@@ -59,12 +59,16 @@ class Breaker:
         self._try_at = now + self._patience_s
 
     def fail(self, now: float) -> None:
-        """Take note that there was no answer: open, and begin the pause anew."""
+        """Take note that there was no answer: open, and begin the pause anew.
+
+        The first try need not wait: what those before it waited for in vain may have been one link's trouble.
+        """
         if self.state is State.CLOSED:
-            self.opened_at = now
+            self.opened_at = self._try_at = now
+        else:
+            self._try_at = now + self._pause_s
         self.state = State.OPEN
         self._failed_at = now
-        self._try_at = now + self._pause_s
 
     def succeed(self) -> None:
         """Take note that there was an answer: close."""

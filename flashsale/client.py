@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self, cast
 from weakref import WeakSet
 
-from flashsale.domain.answers import BUSY, Answer
+from flashsale.domain.answers import Answer, Busy
 from flashsale.domain.events import FeedEvent
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
 from flashsale.errors import (
@@ -303,7 +303,7 @@ class _Link(asyncio.Protocol):
 def _read_notice(payload: bytes) -> ConnectionLostError:
     """Return what a NOTICE means to requests without an answer (protocol.md, "Life of a connection")."""
     with suppress(ValueError):
-        if decode_answer(payload) == BUSY:  # it has read nothing
+        if isinstance(decode_answer(payload), Busy):  # it has read nothing
             return NotSentError("the server has no room for another connection")
     said = payload.decode(errors="replace")
     return ConnectionLostError(f"the server closes the connection: {said}: outcome unknown")

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -14,8 +14,10 @@ from msgspec import Struct, structs
 
 from flashsale.attempts import GROUP_SIZE_MAX, SIZE_MAX_DEFAULT
 from flashsale.batching import Limits
-from flashsale.errors import ConfigError
+from flashsale.errors import ConfigError, InvalidValueError
+from flashsale.limiting import parse_rate, parse_route_rates
 from flashsale.logs import LogFormat, LogLevel
+from flashsale.peers import Proxies
 from flashsale.server import ServerLimits
 from flashsale.store.address import is_host
 from flashsale.store.durability import Durability
@@ -111,6 +113,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     store_deadline_s: float = Limits().store_deadline_s
     queue_age_max_s: float = Limits().queue_age_max_s
     breaker_pause_s: float = Limits().breaker_pause_s
+    rate_user: str | None = None
+    """How often a user may come, such as `20/s burst 40`; of one worker, as the two that follow."""
+    rate_client: str | None = None
+    """How often a client may come, which is an address."""
+    rate_route: str | None = None
+    """How often an operation may be asked for, such as `purchase=1000/s,reserve=500/s`."""
+    trusted_proxies: str | None = None
+    """Networks of those who are believed when they say in X-Forwarded-For for whom they ask."""
     operator_token: str | None = None
     """What an operator shows over HTTP who is not on this machine."""
     lottery: bool = True
@@ -124,6 +134,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     log_level: LogLevel = LogLevel.INFO
     """What is told there."""
 
+
+_GRAMMARS: dict[str, Callable[[str], object]] = {
+    "rate_user": parse_rate,
+    "rate_client": parse_rate,
+    "rate_route": parse_route_rates,
+    "trusted_proxies": Proxies,
+}
+"""What reads the settings that say more than one thing."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "workers": (1, 64),
@@ -183,7 +201,18 @@ def load_config(
     for name, (low, high) in _RANGES.items():
         if not low <= getattr(config, name) <= high:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be from {low} to {high}")
+    _check_grammars(config)
     return config
+
+
+def _check_grammars(config: Config) -> None:
+    for name, read in _GRAMMARS.items():
+        said = getattr(config, name)
+        try:
+            if said is not None:
+                read(said)
+        except InvalidValueError as error:
+            raise ConfigError(f"{name} is wrong: {error}") from error
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:

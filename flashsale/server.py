@@ -10,7 +10,7 @@ import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from msgspec import Struct
 
@@ -18,6 +18,9 @@ from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, Answer, Failed
 from flashsale.domain.requests import Request, Subscribe
 from flashsale.feed import Feed
+from flashsale.gating import guarded
+from flashsale.limiting import Gate
+from flashsale.peers import client_of
 from flashsale.sockets import LISTEN_BACKLOG, connection_count_allowed, keep_alive, reset
 from flashsale.subscriptions import Subscriber
 from flashsale.wire import PAYLOAD_SIZE_DEFAULT, SUBSCRIBER_TOO_SLOW, ClientRequest, MessageType, encode_answer
@@ -35,6 +38,7 @@ _TOO_MANY = encode_answer(MessageType.NOTICE, BUSY)
 _log = logging.getLogger(__name__)
 
 Submit = Callable[[Request, "Session", int], None]
+Record = Callable[[list[Request], list[Answer]], None]
 
 _METHOD_BYTES = range(ord("A"), ord("Z") + 1)
 """What a connection begins with that speaks HTTP: no message type of this protocol is a capital letter."""
@@ -108,6 +112,7 @@ class Session(asyncio.BufferedProtocol):
         "_swept",
         "_transport",
         "answer",
+        "client",
         "has_answered",
     )
 
@@ -120,6 +125,8 @@ class Session(asyncio.BufferedProtocol):
         self.answer: Callable[[int, Answer], None] = self._connection.answer
         self.has_answered: Callable[[int], bool] = self._connection.has_answered
         self._listening = False
+        self.client = ""
+        """Who it is, as the limits know it; empty when there are none."""
         self._transport: asyncio.Transport | None = None
         self._fresh = server.make_http is not None  # its first byte says what it speaks
         self._reading = True
@@ -140,6 +147,9 @@ class Session(asyncio.BufferedProtocol):
         if not self._server.admit(self):
             self._transport.write(_TOO_MANY)
             self._transport.close()
+        elif self._server.is_gated:
+            peer = self._transport.get_extra_info("peername")
+            self.client = client_of(peer[0]) if peer else ""
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next segment is to be put: one place for all, as each is taken out at once."""
@@ -350,6 +360,8 @@ class TcpServer:
         limits: ServerLimits | None = None,
         feed: Feed | None = None,
         make_http: MakeHttp | None = None,
+        gate: Gate | None = None,
+        record: Record | None = None,
     ) -> None:
         """Serve nothing yet.
 
@@ -359,12 +371,18 @@ class TcpServer:
             feed: serves subscribers; without it they are told UNAVAILABLE.
             make_http: makes the protocol of a client that speaks HTTP; without it they are answered as if they spoke
                 the other one.
+            gate: refuses who comes too often; without it nobody is asked who he is.
+            record: is told whom it refused.
 
         Raises:
             ConfigError: the descriptor limit allows no connection at all.
         """
         self.submit = submit
-        self.subscribe = feed.subscribe if feed is not None else _refuse
+        self.subscribe: Callable[[Subscribe, Any, int], None] = feed.subscribe if feed is not None else _refuse
+        self.is_gated = gate is not None
+        if gate is not None:
+            self.submit = guarded(submit, gate, record)
+            self.subscribe = guarded(self.subscribe, gate)
         self.feed = feed
         self.limits = limits or ServerLimits()
         self.make_http = make_http

@@ -928,11 +928,13 @@ PAUSE_S = Limits().breaker_pause_s
 ASIDE = NotExecuted("not now", alone=True)
 
 
-async def give_up(sale: Sale, **where: str) -> None:
-    """Have one wait in vain, so that whoever comes then is refused."""
-    sale.buy(0, **where)
+async def give_up(sale: Sale) -> None:
+    """Have one wait in vain, and another one find out, so that whoever comes then is refused."""
+    sale.buy(0)
     await sale.end()
     assert 1.5 < sale.waited_s(0) <= 2.0
+    sale.buy(1000)
+    await sale.end()
 
 
 @simulated
@@ -1076,8 +1078,10 @@ async def test_refused_at_once_is_recorded_like_any_other() -> None:
     sale.batcher = Batcher(sale.engine, None, evidence)
     sale.buy(0)
     await sale.end()
-    sale.buy(1)
-    assert evidence.told == [("u0", NOT_EXECUTED), ("u1", NOT_EXECUTED)]
+    sale.buy(1, 2)
+    assert evidence.told == [("u0", NOT_EXECUTED), ("u2", NOT_EXECUTED)]
+    await sale.end()
+    assert evidence.told[2:] == [("u1", NOT_EXECUTED)]
 
 
 def test_the_log_tells_once_that_requests_are_refused_and_once_that_they_are_not(

@@ -25,7 +25,11 @@ def test_closed_lets_all_through(breaker: Breaker) -> None:
     assert breaker.state is State.CLOSED
 
 
-def test_open_lets_nobody_through_until_the_pause_is_over(breaker: Breaker) -> None:
+def test_open_lets_one_through_and_then_nobody_until_the_pause_is_over(breaker: Breaker) -> None:
+    breaker.fail(10.0)
+    assert breaker.state is State.OPEN
+    assert breaker.is_ready(10.0)
+    breaker.enter(10.0)
     breaker.fail(10.0)
     assert breaker.state is State.OPEN
     assert not breaker.is_ready(10.0)
@@ -79,16 +83,18 @@ def test_what_was_known_long_ago_is_known_no_more(breaker: Breaker) -> None:
 
 def test_the_store_refuses_for_all_products(breakers: Breakers) -> None:
     assert breakers.fail_store(10.0)
-    assert not breakers.fail_store(10.0), "it was open"
     assert not breakers.are_closed
-    assert not breakers.admit("p", 10.1)
-    assert not breakers.admit("q", 10.1)
+    assert breakers.admit("p", 10.0)
+    assert not breakers.admit("q", 10.0), "one is on its way"
     assert breakers.opened_at("p") == 10.0
-    assert breakers.admit("p", 10.25)
-    assert not breakers.admit("q", 10.25), "one is on its way"
-    breakers.fail_again("p", 10.3)
-    assert not breakers.admit("q", 10.5)
-    assert breakers.succeed("p") == (True, False)
+    assert not breakers.fail_store(10.1), "it was open"
+    assert not breakers.admit("p", 10.2)
+    assert not breakers.admit("q", 10.2)
+    assert breakers.admit("p", 10.35)
+    breakers.fail_again("p", 10.4)
+    assert not breakers.admit("q", 10.6)
+    assert breakers.admit("q", 10.65)
+    assert breakers.succeed("q") == (True, False)
     assert breakers.are_closed
     assert breakers.opened_at("p") is None
 
@@ -112,12 +118,13 @@ def test_a_product_refuses_for_itself_alone(breakers: Breakers) -> None:
 
 def test_a_try_is_for_both(breakers: Breakers) -> None:
     breakers.fail_store(10.0)
-    breakers.fail_product("p", 10.2)
-    assert not breakers.admit("p", 10.3), "the product is not ready"
-    assert breakers.admit("q", 10.3), "and has not taken the place of the store's try"
+    breakers.fail_product("p", 10.0)
+    breakers.fail_product("p", 10.0)
+    assert not breakers.admit("p", 10.1), "the product is not ready"
+    assert breakers.admit("q", 10.1), "and has not taken the place of the store's try"
     breakers.succeed("q")
-    assert breakers.admit("p", 10.45)
-    assert not breakers.admit("p", 10.45)
+    assert breakers.admit("p", 10.25)
+    assert not breakers.admit("p", 10.25)
 
 
 def test_a_product_of_which_nobody_heard_for_long_is_forgotten(breakers: Breakers) -> None:
@@ -129,7 +136,8 @@ def test_a_product_of_which_nobody_heard_for_long_is_forgotten(breakers: Breaker
 
 def test_products_are_bounded(breakers: Breakers) -> None:
     for product_id in "pqr":
-        breakers.fail_product(product_id, 10.0)
+        for _ in range(2):
+            breakers.fail_product(product_id, 10.0)
     assert breakers.product_count == 2
     assert breakers.admit("p", 10.0), "it waits for its deadline once more"
     assert not breakers.admit("r", 10.0)

@@ -126,8 +126,11 @@ class Subscribed(Struct, frozen=True, gc=False, kw_only=True, tag_field="status"
     """Of the product, which order ids carry too; absent when its ledger has not begun."""
 
 
-class Busy(Struct, frozen=True, gc=False, tag_field="status", tag="BUSY"):
+class Busy(Struct, frozen=True, gc=False, tag_field="status", tag="BUSY", omit_defaults=True):
     """A bound was reached; the request was not executed and may be repeated later."""
+
+    retry_after_ms: int | None = None
+    """When that is worth a try, of one who came too often; None when nobody knows."""
 
 
 class Unavailable(Struct, frozen=True, gc=False, tag_field="status", tag="UNAVAILABLE"):

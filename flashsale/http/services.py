@@ -9,6 +9,8 @@ from flashsale.domain.answers import Answer
 from flashsale.domain.requests import Request
 from flashsale.domain.schedules import CurrentSale
 from flashsale.feed import Feed
+from flashsale.limiting import Gate
+from flashsale.peers import Proxies
 
 
 class Services(Struct, frozen=True, kw_only=True):
@@ -28,3 +30,9 @@ class Services(Struct, frozen=True, kw_only=True):
     """What an operator shows who is not on this machine; None for nobody."""
     lottery: bool = True
     """Whether one purchase in a hundred is told the surprise."""
+    gate: Gate | None = None
+    """Refuses who comes too often; ask it by way of flashsale.http.rates."""
+    proxies: Proxies = Proxies()
+    """Who is believed when he says for whom he asks."""
+    record: Callable[[list[Request], list[Answer]], None] | None = None
+    """Is told of requests that were answered without being asked for."""
