@@ -41,6 +41,7 @@ from flashsale.store.schedules import RedisSchedules
 from flashsale.store.strict import StrictEngine
 
 if TYPE_CHECKING:  # what is behind it takes longer to import than all else together: where it is not needed, it is not
+    from flashsale.grpc.door import GrpcDoor
     from flashsale.http.door import HttpDoor
     from flashsale.orders.fence import Fence
 
@@ -220,6 +221,7 @@ async def _sell(
         http = None
         if config.http != "off":
             http = _open_http(config, asker, feed, scheduler, admin, draining, gate, batcher.record)
+        grpc = None if ports.grpc is None else _open_grpc(config, asker, feed)
         limits = msgspec.convert(config, ServerLimits, from_attributes=True)
         make_http = http.make_session if http else None
         server = TcpServer(batcher.submit, limits, feed, make_http, gate, batcher.record)
@@ -229,16 +231,23 @@ async def _sell(
             await server.start(ports.listen.bind(), ports.http.bind() if ports.http else None)
         except OSError as error:
             raise ListenError(f"cannot listen on {config.listen}: {error.strerror}") from error
+        if grpc is not None and ports.grpc is not None:
+            await grpc.start(ports.grpc.bind())
         gc.freeze()  # what was made up to here stays; collections need not walk through it while buyers wait
         ready()
         await stopping.wait()
         draining.set()
+        if grpc is not None:
+            await grpc.retire()
         await asyncio.sleep(config.drain_delay_s)
         _log.info("draining %d connections", server.connection_count)
         for task in beside:
             task.cancel()
         asker.refuse()
-        await server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)
+        ends = [server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)]
+        if grpc is not None:
+            ends.append(grpc.drain(batcher.drain(), timeout_s=config.drain_timeout_s))
+        await asyncio.gather(*ends)
     _log.info("stopped")
 
 
@@ -285,3 +294,12 @@ def _open_http(
         record=record,
     )
     return HttpDoor(services, body_size_max=config.payload_size_max)
+
+
+def _open_grpc(config: Config, asker: Asker, feed: Feed) -> "GrpcDoor":
+    """Return the gRPC door; raise ConfigError when what it is made of is not installed."""
+    try:
+        from flashsale.grpc.door import GrpcDoor, GrpcLimits
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"gRPC needs {error.name}: install 'flashsale[grpc]'") from error
+    return GrpcDoor(asker.ask, feed, msgspec.convert(config, GrpcLimits, from_attributes=True))

@@ -77,6 +77,7 @@ def test_every_source_file_is_in_the_reading_order():
         "flashsale/__init__.py",
         "flashsale/__main__.py",
         "flashsale/domain/__init__.py",
+        "flashsale/grpc/__init__.py",
         "flashsale/http/__init__.py",
         "flashsale/kafka/__init__.py",
         "flashsale/orders/__init__.py",

@@ -1,0 +1,1 @@
+"""The gRPC door: OrderService, health and reflection (extra `grpc`)."""

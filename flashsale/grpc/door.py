@@ -1,0 +1,174 @@
+"""The gRPC door as the server opens it: grpc.aio in the worker's event loop, its limits, and its end."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from msgspec import Struct
+
+from flashsale.errors import ListenError
+from flashsale.feed import Feed
+from flashsale.grpc.orders import Ask, make_others, make_purchase
+from flashsale.grpc.orders_pb2 import DESCRIPTOR
+from flashsale.grpc.watching import Watching
+
+SERVICE = DESCRIPTOR.services_by_name["OrderService"].full_name
+_SERVICES = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+_OLDER_PURCHASE = ".OrderService/Purchase"
+"""How the path of that call ends for clients whose proto file has another package."""
+
+METADATA_SIZE_MAX = 8 * 1024
+"""Bytes of a call's metadata; the ids are not in there."""
+_KEEPALIVE_S = 60
+"""A connection that says nothing for so long is asked whether it is still there."""
+_KEEPALIVE_ANSWER_S = 20
+_PING_PAUSE_S = 10
+"""A client may ask that every so many seconds; one that does so more often is parted from."""
+_LINGER_S = 1.0
+"""At the end, for answers to get out, behind which only streams of health and reflection are left."""
+_IDENTITY_ONLY = 1
+"""No compression: what is small on the wire could be a thousand times as large in memory."""
+
+_log = logging.getLogger(__name__)
+
+
+class GrpcLimits(Struct, frozen=True, kw_only=True):
+    """The bounds of the gRPC door, for one worker."""
+
+    payload_size_max: int
+    """Bytes of one message of a client."""
+    connection_count_max: int
+    in_flight_count_max: int
+    """Calls under way on one connection."""
+    idle_timeout_s: float
+    """A connection without a call is closed after so long."""
+    frame_timeout_s: float
+    """From connecting to the end of HTTP/2's preface and settings."""
+    write_timeout_s: float
+    """A watcher that does not take its events is parted from after so long."""
+    call_count_max: int = 16_384
+    """Calls under way in all; one beyond them is told RESOURCE_EXHAUSTED."""
+    watcher_count_max: int = 1_024
+    """Streams of Watch; one beyond them is told UNAVAILABLE."""
+
+
+class Methods:
+    """Finds the handler of a call by its path; gRPC's own way asks one service after the other."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Any] = {}
+
+    def service(self, call: Any) -> Any:
+        """Return the handler of a call; None when there is none. Called by gRPC."""
+        handler = self._handlers.get(call.method)
+        if handler is None and call.method.endswith((_OLDER_PURCHASE, "/OrderService/Purchase")):
+            handler = self._handlers[f"/{SERVICE}/Purchase"]
+        return handler
+
+    def add(self, service: str, handlers: dict[str, Any]) -> None:
+        """Add the handlers of a service, by name."""
+        self._handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
+
+    # As generated code knows a server
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Nothing: the same handlers come the other way."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """Add the handlers of a service, but do not register them: gRPC would wait for each of them by itself."""
+        self.add(service, handlers)
+
+
+class GrpcDoor:
+    """OrderService, health and reflection on one port. Belongs to one event loop."""
+
+    def __init__(self, ask: Ask, feed: Feed, limits: GrpcLimits) -> None:
+        """Serve nothing yet.
+
+        Args:
+            ask: has a request decided.
+            feed: serves those who follow a sale.
+            limits: the bounds.
+        """
+        logging.getLogger("grpc").setLevel(logging.CRITICAL)  # what clients do wrong fills no log
+        self._limits = limits
+        self._watching = Watching(
+            feed, watcher_count_max=limits.watcher_count_max, write_timeout_s=limits.write_timeout_s
+        )
+        self._health = health.HealthServicer()
+        self._methods = Methods()
+        calls = {"Purchase": make_purchase(ask)} | make_others(ask)
+        self._methods.add(SERVICE, {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()})
+        self._methods.add(SERVICE, {"Watch": grpc.unary_stream_rpc_method_handler(self._watching.watch)})
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._methods)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(_SERVICES), self._methods
+        )
+        self._server: Any = None
+
+    async def start(self, listening: socket.socket) -> None:
+        """Serve on the address of a bound socket, which is closed: gRPC makes one of its own that shares the port.
+
+        Raises:
+            ListenError: the address cannot be had.
+        """
+        host, port = listening.getsockname()[:2]
+        listening.close()
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._server = grpc.aio.server(
+            options=_options(self._limits), maximum_concurrent_rpcs=self._limits.call_count_max
+        )
+        self._server.add_generic_rpc_handlers((self._methods,))
+        try:
+            self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ListenError(f"cannot listen on {address}: gRPC does not get it") from error
+        await self._health.set(SERVICE, 1)
+        await self._server.start()
+
+    async def drain(self, answered: Awaitable[None], *, timeout_s: float) -> None:
+        """Take no new calls, end the streams, answer what is under way.
+
+        Args:
+            answered: done when every submitted request has its answer.
+            timeout_s: after so many seconds the calls that are left are cancelled.
+        """
+        await self._health.enter_graceful_shutdown()
+        self._watching.drain()
+        stopping = asyncio.get_running_loop().create_task(self._server.stop(timeout_s))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await answered
+            await self._server.stop(min(_LINGER_S, timeout_s))
+        except TimeoutError:
+            _log.warning("calls over gRPC are cancelled: they took too long")
+        await stopping
+
+
+def _options(limits: GrpcLimits) -> list[tuple[str, int]]:
+    """Return what gRPC's core is told; times in milliseconds."""
+    return [
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", limits.payload_size_max),
+        ("grpc.max_metadata_size", METADATA_SIZE_MAX),
+        ("grpc.absolute_max_metadata_size", METADATA_SIZE_MAX),  # else more is refused at random only
+        ("grpc.per_message_decompression", 0),
+        ("grpc.per_message_compression", 0),
+        ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+        ("grpc.max_allowed_incoming_connections", limits.connection_count_max),
+        ("grpc.max_concurrent_streams", limits.in_flight_count_max),
+        ("grpc.server.max_pending_requests", limits.call_count_max),  # else a burst of a thousand is refused
+        ("grpc.server.max_pending_requests_hard_limit", limits.call_count_max),
+        ("grpc.server_handshake_timeout_ms", round(limits.frame_timeout_s * 1000)),
+        ("grpc.max_connection_idle_ms", round(limits.idle_timeout_s * 1000)),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_S * 1000),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_ANSWER_S * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_PAUSE_S * 1000),
+    ]

@@ -1,0 +1,238 @@
+"""Watch: the changes of a product as a stream of responses, each client at its own pace.
+
+A watcher is a subscriber of the feed that holds one slice of events at most. gRPC says when it has taken a response;
+not before the last one of a slice does the watcher take more, and until then what it has not heard waits in the ledger.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from flashsale.domain.answers import BUSY, Answer, Subscribed
+from flashsale.domain.bounds import STOCK_MAX
+from flashsale.domain.checks import MISSING_FIELD, check
+from flashsale.domain.events import FeedEvent, Mark
+from flashsale.domain.requests import Subscribe
+from flashsale.feed import Feed
+from flashsale.grpc.orders_pb2 import SaleEvent, WatchRequest, WatchResponse
+from flashsale.grpc.outcomes import (
+    DEFECT,
+    ENDING,
+    TOO_SLOW,
+    UNREADABLE,
+    Metadata,
+    Refusal,
+    bad_request,
+    refusal_of,
+    refuse,
+    refuse_with,
+)
+from flashsale.wire import FrameReader, decode_feed_event
+
+_EPOCH_LENGTH_MAX = 64
+_TOGETHER_COUNT_MAX = 128
+"""Events in one response: some 16 KiB, and 0.3 ms to make it."""
+
+_log = logging.getLogger(__name__)
+
+
+class Watcher:
+    """One stream: a subscriber of the feed (see flashsale.subscriptions.Subscriber)."""
+
+    def __init__(self) -> None:
+        self.listening = False
+        self.ending: tuple[Refusal, Metadata] | None = None
+        """Why it is parted from."""
+        self.answered: Answer | None = None
+        """To its request."""
+        self.announced = False
+        """The client was told so: events may follow."""
+        self.frames = b""
+        """What it shall hear next."""
+        self.gone = False
+        self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Wait until there is something to do."""
+        await self._changed.wait()
+        self._changed.clear()
+
+    def end(self, refusal: Refusal, metadata: Metadata) -> None:
+        """Part from it, as soon as it has taken what it is being sent."""
+        if self.ending is None:
+            self.ending = refusal, metadata
+        self._changed.set()
+
+    # Called by the feed
+
+    @property
+    def connected(self) -> bool:
+        """Whether the client is still there."""
+        return not self.gone
+
+    @property
+    def writable(self) -> bool:
+        """Whether it has taken everything so far, and this is not the end."""
+        return not self.frames and self.ending is None and not self.gone
+
+    def answer(self, ticket: int, answer: Answer) -> None:
+        """Take the answer to its request, the only one."""
+        self.answered = answer
+        self._changed.set()
+
+    def flush(self) -> None:
+        """Nothing to send: the stream's own task does it."""
+
+    def has_answered(self, ticket: int) -> bool:
+        """Whether the client was told."""
+        return self.announced
+
+    def push(self, frames: bytes) -> None:
+        """Take the next slice."""
+        self.frames = frames
+        self._changed.set()
+
+    def dismiss(self, answer: Answer) -> None:
+        """Say why, and end."""
+        self.end(*refusal_of(answer))
+
+
+class Watching:
+    """All streams of a worker."""
+
+    def __init__(self, feed: Feed, *, watcher_count_max: int, write_timeout_s: float) -> None:
+        """Serve nobody yet.
+
+        Args:
+            feed: what the events come from.
+            watcher_count_max: streams at once; one beyond them is told that the server is busy.
+            write_timeout_s: a client that does not take a response for so long is parted from.
+        """
+        self._feed = feed
+        self._watcher_count_max = watcher_count_max
+        self._write_timeout_s = write_timeout_s
+        self._watchers: set[Watcher] = set()
+        self._draining = False
+        self._last: tuple[bytes, list[bytes]] = b"", []
+
+    def drain(self) -> None:
+        """Part from everybody, and from whoever comes."""
+        self._draining = True
+        for watcher in self._watchers:
+            watcher.end(ENDING, ENDING.as_metadata())
+
+    async def watch(self, raw: bytes, context: Any) -> None:
+        """Serve a stream."""
+        request = _read(raw)
+        if isinstance(request, Refusal):
+            refuse(context, request)
+            return
+        if self._draining:
+            refuse(context, ENDING)
+            return
+        if len(self._watchers) >= self._watcher_count_max:
+            refuse_with(context, BUSY)
+            return
+        watcher = Watcher()
+        self._watchers.add(watcher)
+        try:
+            await self._serve(request, watcher, context)
+            if watcher.ending is not None:
+                refuse(context, *watcher.ending)
+        except TimeoutError:
+            refuse(context, TOO_SLOW)
+        except Exception:  # noqa: BLE001 - a bug that one stream meets
+            _log.exception("a stream failed")
+            refuse(context, DEFECT)
+        finally:
+            watcher.gone = True
+            self._watchers.discard(watcher)
+            self._feed.forget(watcher)
+
+    async def _serve(self, request: Subscribe, watcher: Watcher, context: Any) -> None:
+        """Serve until it is parted from."""
+        self._feed.subscribe(request, watcher, 0)
+        while watcher.answered is None and watcher.ending is None:
+            await watcher.changed()
+        answer = watcher.answered
+        if answer is None or watcher.ending is not None:
+            return
+        if not isinstance(answer, Subscribed):
+            watcher.dismiss(answer)
+            return
+        await self._write(context, _announcement(answer))
+        watcher.announced = True
+        self._feed.pump(watcher)
+        while watcher.ending is None:
+            await watcher.changed()
+            while watcher.frames:
+                for response in self._responses(watcher.frames):
+                    await self._write(context, response)
+                watcher.frames = b""
+                self._feed.pump(watcher)
+
+    async def _write(self, context: Any, response: bytes) -> None:
+        """Send a response; raise TimeoutError when the client does not take it."""
+        async with asyncio.timeout(self._write_timeout_s):
+            await context.write(response)
+
+    def _responses(self, frames: bytes) -> list[bytes]:
+        """Return the responses that tell of these events; most watchers of a product get the same ones."""
+        known, responses = self._last
+        if frames is not known:
+            payloads = [payload for _, payload in FrameReader().feed(frames)]
+            responses = [
+                _encode([decode_feed_event(payload) for payload in payloads[start : start + _TOGETHER_COUNT_MAX]])
+                for start in range(0, len(payloads), _TOGETHER_COUNT_MAX)
+            ]
+            self._last = frames, responses
+        return responses
+
+
+def _read(raw: bytes) -> Subscribe | Refusal:
+    """Return what is asked for, or what it is told when that cannot be."""
+    try:
+        asked = WatchRequest.FromString(raw)
+    except DecodeError:
+        return UNREADABLE
+    after_version = asked.after_version if asked.HasField("after_version") else None
+    request = Subscribe(asked.product_id or None, after_version, asked.epoch or None)
+    if request.product_id is None:
+        return bad_request(MISSING_FIELD)
+    if after_version is not None and not 0 <= after_version <= STOCK_MAX:
+        return bad_request("invalid after_version")
+    if len(asked.epoch) > _EPOCH_LENGTH_MAX:
+        return bad_request("invalid epoch")
+    wrong = check(request)
+    return bad_request(wrong) if wrong else request
+
+
+def _announcement(answer: Subscribed) -> bytes:
+    event = FeedEvent(
+        event=Mark.SUBSCRIBED, product_id=answer.product_id or "", version=answer.version, epoch=answer.epoch
+    )
+    return _encode([event])
+
+
+def _encode(events: list[FeedEvent]) -> bytes:
+    """Return the response that tells of these events."""
+    told = [
+        SaleEvent(
+            event=event.event,
+            product_id=event.product_id,
+            version=event.version,
+            timestamp=event.timestamp,
+            remaining=event.remaining,
+            buyer=event.buyer,
+            quantity=event.quantity,
+            item_number=event.item_id,
+            order_id=event.order_id,
+            after_version=event.after_version,
+            epoch=event.epoch,
+        )
+        for event in events
+    ]
+    response: bytes = WatchResponse(events=told).SerializeToString()
+    return response
