@@ -268,6 +268,26 @@ def attempts_command(*, rounds: int, duration: float, json_path: Path | None) ->
         write_json(json_path, attempts.as_json(cells, targets))
 
 
+@cli.command(name="grpc")
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True)
+@click.option(
+    "--duration", type=click.FloatRange(0.1, 600), default=2.0, show_default=True, help="Seconds of each run."
+)
+@json_option
+def grpc_command(*, rounds: int, duration: float, json_path: Path | None) -> None:
+    """Compare Purchase over gRPC with an empty method of grpc.aio, in turns."""
+    from bench import grpc  # here, because nobody else needs its libraries
+
+    cells, targets = grpc.measure(rounds, duration, tell_step)
+    tell_step("")
+    click.echo(f"Medians of {rounds} rounds of {duration:g} s; ratios within a round: median (lowest..highest).\n")
+    print_table(grpc.ROWS_HEAD, grpc.rows_of(cells))
+    click.echo()
+    print_targets(targets)
+    if json_path is not None:
+        write_json(json_path, grpc.as_json(cells, targets))
+
+
 cli.add_command(checkout_command)
 cli.add_command(retry_storm_command)
 cli.add_command(http_command)

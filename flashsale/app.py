@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -298,6 +299,7 @@ def _open_http(
 
 def _open_grpc(config: Config, asker: Asker, feed: Feed) -> "GrpcDoor":
     """Return the gRPC door; raise ConfigError when what it is made of is not installed."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what clients do wrong fills no log; read when it is imported
     try:
         from flashsale.grpc.door import GrpcDoor, GrpcLimits
     except ModuleNotFoundError as error:

@@ -12,9 +12,9 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from msgspec import Struct
 
-from flashsale.errors import ListenError
 from flashsale.feed import Feed
-from flashsale.grpc.orders import Ask, make_others, make_purchase
+from flashsale.grpc.core import Core
+from flashsale.grpc.orders import Ask, make_handlers
 from flashsale.grpc.orders_pb2 import DESCRIPTOR
 from flashsale.grpc.watching import Watching
 
@@ -103,14 +103,14 @@ class GrpcDoor:
         )
         self._health = health.HealthServicer()
         self._methods = Methods()
-        calls = {"Purchase": make_purchase(ask)} | make_others(ask)
-        self._methods.add(SERVICE, {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()})
+        unary = grpc.unary_unary_rpc_method_handler
+        self._methods.add(SERVICE, {name: unary(handler) for name, handler in make_handlers(ask).items()})
         self._methods.add(SERVICE, {"Watch": grpc.unary_stream_rpc_method_handler(self._watching.watch)})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._methods)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(_SERVICES), self._methods
         )
-        self._server: Any = None
+        self._core = Core(self._methods, _options(limits), call_count_max=limits.call_count_max)
 
     async def start(self, listening: socket.socket) -> None:
         """Serve on the address of a bound socket, which is closed: gRPC makes one of its own that shares the port.
@@ -121,16 +121,8 @@ class GrpcDoor:
         host, port = listening.getsockname()[:2]
         listening.close()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._server = grpc.aio.server(
-            options=_options(self._limits), maximum_concurrent_rpcs=self._limits.call_count_max
-        )
-        self._server.add_generic_rpc_handlers((self._methods,))
-        try:
-            self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise ListenError(f"cannot listen on {address}: gRPC does not get it") from error
         await self._health.set(SERVICE, 1)
-        await self._server.start()
+        await self._core.start(address)
 
     async def drain(self, answered: Awaitable[None], *, timeout_s: float) -> None:
         """Take no new calls, end the streams, answer what is under way.
@@ -141,11 +133,11 @@ class GrpcDoor:
         """
         await self._health.enter_graceful_shutdown()
         self._watching.drain()
-        stopping = asyncio.get_running_loop().create_task(self._server.stop(timeout_s))
+        stopping = asyncio.get_running_loop().create_task(self._core.stop(timeout_s))
         try:
             async with asyncio.timeout(timeout_s):
                 await answered
-            await self._server.stop(min(_LINGER_S, timeout_s))
+            await self._core.stop(min(_LINGER_S, timeout_s))
         except TimeoutError:
             _log.warning("calls over gRPC are cancelled: they took too long")
         await stopping

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from flashsale.domain.answers import Answer, Cancelled, Failed, Held, ProductStatus, Success
+from flashsale.domain.answers import Answer, Cancelled, Held, ProductStatus, Success
 from flashsale.domain.checks import check, check_purchase
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Request, Reserve
 from flashsale.grpc.orders_pb2 import (
@@ -42,98 +42,67 @@ Ask: TypeAlias = Callable[[Request], Awaitable[Answer]]
 Handler: TypeAlias = Callable[[bytes, Any], Awaitable[bytes]]
 """Takes the bytes of a request and the call's context, returns the bytes of the response."""
 
+_Asked = TypeVar("_Asked", bound=Message)
+
 _log = logging.getLogger(__name__)
 
 
-def make_purchase(ask: Ask) -> Handler:
-    """Return the handler of Purchase; `ask` has a request decided."""
-    parse = PurchaseRequest.FromString
-
-    async def purchase(raw: bytes, context: Any) -> bytes:
-        try:
-            asked = parse(raw)
-        except DecodeError:
-            return refuse(context, UNREADABLE)
-        request_id, user_id, product_id = asked.request_id, asked.user_id, asked.item_id
-        if not (request_id and user_id and product_id) or asked.quantity <= 0:
-            return refuse(context, bad_request(MISSING_FIELDS))
-        request = Purchase(product_id, user_id, asked.quantity, request_id, asked.item_number or None)
-        wrong = check_purchase(request)
-        if wrong:
-            return refuse(context, bad_request(wrong))
-        answer = await ask(request)
-        if not isinstance(answer, Success):
-            return refuse_with(context, answer)
-        if answer.duplicate:
-            first = _order(answer, duplicate=False)
-            return refuse(context, DUPLICATE, (*DUPLICATE.as_metadata(), (FIRST_KEY, first)))
-        return _order(answer, duplicate=False)
-
-    return _guarded(purchase)
-
-
-def make_others(ask: Ask) -> dict[str, Handler]:
-    """Return the handlers of the other calls, by name."""
+def make_handlers(ask: Ask) -> dict[str, Handler]:
+    """Return the handlers of the calls, by name; `ask` has a request decided."""
     return {
-        "Reserve": _make(ask, ReserveRequest, _read_reserve, Held, _hold),
-        "Confirm": _make(ask, ConfirmRequest, _read_confirm, Success, _confirmed),
-        "Cancel": _make(ask, CancelRequest, _read_cancel, Cancelled, _cancelled),
-        "Extend": _make(ask, ExtendRequest, _read_extend, Held, _hold),
-        "Status": _make(ask, StatusRequest, _read_status, ProductStatus, _status),
+        "Purchase": _make(ask, PurchaseRequest, _read_purchase, _write_purchase),
+        "Reserve": _make(ask, ReserveRequest, _read_reserve, _write_hold),
+        "Confirm": _make(ask, ConfirmRequest, _read_confirm, _write_confirmed),
+        "Cancel": _make(ask, CancelRequest, _read_cancel, _write_cancelled),
+        "Extend": _make(ask, ExtendRequest, _read_extend, _write_hold),
+        "Status": _make(ask, StatusRequest, _read_status, _write_status),
     }
-
-
-_Asked = TypeVar("_Asked", bound=Message)
-_Wanted = TypeVar("_Wanted", bound=Answer)
 
 
 def _make(
     ask: Ask,
     message: type[_Asked],
-    read: Callable[[_Asked], BuyerRequest],
-    wanted: type[_Wanted],
-    write: Callable[[_Wanted], bytes],
+    read: Callable[[_Asked], BuyerRequest | str],
+    write: Callable[[Answer, Any], bytes],
 ) -> Handler:
     """Return the handler of a call.
 
     Args:
         ask: has a request decided.
         message: what it takes.
-        read: makes a request of that.
-        wanted: the answer that fulfils it.
-        write: makes a response of that.
+        read: makes a request of that, or the error text that answers it.
+        write: makes a response of the answer, or has the call, given by its context, end with another status.
     """
+    parse = message.FromString
 
     async def handle(raw: bytes, context: Any) -> bytes:
         try:
-            request = read(message.FromString(raw))
+            request = read(parse(raw))
+            if isinstance(request, str):
+                return refuse(context, bad_request(request))
+            return write(await ask(request), context)
         except DecodeError:
             return refuse(context, UNREADABLE)
-        wrong = check(request)
-        answer = Failed(wrong) if wrong else await ask(request)
-        return write(answer) if isinstance(answer, wanted) else refuse_with(context, answer)
-
-    return _guarded(handle)
-
-
-def _guarded(handler: Handler) -> Handler:
-    """Return a handler that answers also when it meets a bug; gRPC would tell the client what it was."""
-
-    async def guarded(raw: bytes, context: Any) -> bytes:
-        try:
-            return await handler(raw, context)
-        except Exception:  # noqa: BLE001 - a bug, met with the safe answer
+        except Exception:  # noqa: BLE001 - a bug, met with the safe answer; gRPC would tell the client what it was
             _log.exception("a call failed")
             return refuse(context, DEFECT)
 
-    return guarded
+    return handle
 
 
 # What is asked
 
 
-def _read_reserve(asked: ReserveRequest) -> Reserve:
-    return Reserve(
+def _read_purchase(asked: PurchaseRequest) -> Purchase | str:
+    request_id, user_id, product_id, quantity = asked.request_id, asked.user_id, asked.item_id, asked.quantity
+    if not (request_id and user_id and product_id) or quantity <= 0:
+        return MISSING_FIELDS
+    request = Purchase(product_id, user_id, quantity, request_id, asked.item_number or None)
+    return check_purchase(request) or request
+
+
+def _read_reserve(asked: ReserveRequest) -> Reserve | str:
+    request = Reserve(
         product_id=asked.product_id,
         user_id=asked.user_id,
         quantity=asked.quantity,
@@ -141,31 +110,45 @@ def _read_reserve(asked: ReserveRequest) -> Reserve:
         item_id=asked.item_number or None,
         hold_seconds=asked.hold_seconds or None,
     )
+    return check_purchase(request) or request
 
 
-def _read_confirm(asked: ConfirmRequest) -> Confirm:
-    return Confirm(asked.code, asked.request_id or None)
+def _read_confirm(asked: ConfirmRequest) -> Confirm | str:
+    request = Confirm(asked.code, asked.request_id or None)
+    return check(request) or request
 
 
-def _read_cancel(asked: CancelRequest) -> Cancel:
-    return Cancel(asked.code)
+def _read_cancel(asked: CancelRequest) -> Cancel | str:
+    request = Cancel(asked.code)
+    return check(request) or request
 
 
-def _read_extend(asked: ExtendRequest) -> Extend:
-    return Extend(asked.code, asked.hold_seconds or None)
+def _read_extend(asked: ExtendRequest) -> Extend | str:
+    request = Extend(asked.code, asked.hold_seconds or None)
+    return check(request) or request
 
 
-def _read_status(asked: StatusRequest) -> GetStatus:
-    return GetStatus(asked.product_id)
+def _read_status(asked: StatusRequest) -> GetStatus | str:
+    request = GetStatus(asked.product_id)
+    return check(request) or request
 
 
 # What is answered
 
 
-def as_bytes(message: Message) -> bytes:
-    """Return a message as it is sent."""
-    raw: bytes = message.SerializeToString()
-    return raw
+def _write_purchase(answer: Answer, context: Any) -> bytes:
+    if not isinstance(answer, Success):
+        return refuse_with(context, answer)
+    order = _order(answer, duplicate=False)
+    if answer.duplicate:
+        return refuse(context, DUPLICATE, (*DUPLICATE.as_metadata(), (FIRST_KEY, order)))
+    return order
+
+
+def _write_confirmed(answer: Answer, context: Any) -> bytes:
+    if not isinstance(answer, Success):
+        return refuse_with(context, answer)
+    return _order(answer, duplicate=answer.duplicate)
 
 
 def _order(answer: Success, *, duplicate: bool) -> bytes:
@@ -181,11 +164,9 @@ def _order(answer: Success, *, duplicate: bool) -> bytes:
     return as_bytes(response)
 
 
-def _confirmed(answer: Success) -> bytes:
-    return _order(answer, duplicate=answer.duplicate)
-
-
-def _hold(answer: Held) -> bytes:
+def _write_hold(answer: Answer, context: Any) -> bytes:
+    if not isinstance(answer, Held):
+        return refuse_with(context, answer)
     response = HoldResponse(
         code=answer.code,
         expires_at=answer.expires_at,
@@ -197,12 +178,17 @@ def _hold(answer: Held) -> bytes:
     return as_bytes(response)
 
 
-def _cancelled(answer: Cancelled) -> bytes:
-    response = CancelResponse(remaining=answer.remaining_stock, version=answer.version, duplicate=answer.duplicate)
-    return as_bytes(response)
+def _write_cancelled(answer: Answer, context: Any) -> bytes:
+    if not isinstance(answer, Cancelled):
+        return refuse_with(context, answer)
+    return as_bytes(
+        CancelResponse(remaining=answer.remaining_stock, version=answer.version, duplicate=answer.duplicate)
+    )
 
 
-def _status(answer: ProductStatus) -> bytes:
+def _write_status(answer: Answer, context: Any) -> bytes:
+    if not isinstance(answer, ProductStatus):
+        return refuse_with(context, answer)
     response = StatusResponse(
         remaining=answer.remaining_stock,
         sold=answer.sold,
@@ -211,3 +197,9 @@ def _status(answer: ProductStatus) -> bytes:
         version=answer.version,
     )
     return as_bytes(response)
+
+
+def as_bytes(message: Message) -> bytes:
+    """Return a message as it is sent."""
+    raw: bytes = message.SerializeToString()
+    return raw

@@ -16,6 +16,7 @@ from flashsale.domain.checks import MISSING_FIELD, check
 from flashsale.domain.events import FeedEvent, Mark
 from flashsale.domain.requests import Subscribe
 from flashsale.feed import Feed
+from flashsale.grpc.orders import as_bytes
 from flashsale.grpc.orders_pb2 import SaleEvent, WatchRequest, WatchResponse
 from flashsale.grpc.outcomes import (
     DEFECT,
@@ -234,5 +235,4 @@ def _encode(events: list[FeedEvent]) -> bytes:
         )
         for event in events
     ]
-    response: bytes = WatchResponse(events=told).SerializeToString()
-    return response
+    return as_bytes(WatchResponse(events=told))
