@@ -1,16 +1,32 @@
 """Recurring sales: on a real store, with periods of a second or two, which no command allows but the store does."""
 
+import asyncio
+import logging
+from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from msgspec import structs
 from redis.asyncio import Redis
 
+from flashsale import scheduling
+from flashsale.domain.answers import Success
+from flashsale.domain.batches import Batch
+from flashsale.domain.requests import Purchase
 from flashsale.domain.schedules import Schedule, period_begin
+from flashsale.errors import ProductNotFoundError, RefusedError, ScheduleNotFoundError
+from flashsale.scheduling import Scheduler
 from flashsale.store.admin import Admin
 from flashsale.store.embedded import EmbeddedStore
+from flashsale.store.engine import RedisEngine
 from flashsale.store.schedules import Overview, RedisSchedules
 
-HOUR_S = 3_600
+LONG_S = 7 * 86_400  # a period of this length ends during no test
+WEEKLY = Schedule(name="weekly", every_s=LONG_S, item_count=10_000, limit=10, numbered=True, hold_s=60)
 
 
 @pytest.fixture
@@ -27,10 +43,6 @@ async def admin(embedded: EmbeddedStore, redis: Redis) -> AsyncIterator[Admin]:
         yield operator
 
 
-def hourly(**terms: int | bool) -> Schedule:
-    return Schedule(name="hourly", every_s=HOUR_S, item_count=10_000, **({"limit": 10, "numbered": True} | terms))
-
-
 async def open_due(schedules: RedisSchedules) -> Overview:
     """Have opened what is due; return what there is then."""
     for due in (await schedules.look()).due:
@@ -38,12 +50,25 @@ async def open_due(schedules: RedisSchedules) -> Overview:
     return await schedules.look()
 
 
+@asynccontextmanager
+async def scheduler(url: str) -> AsyncIterator[Scheduler]:
+    """A scheduler that does not run yet."""
+    schedules = RedisSchedules(url)
+    try:
+        yield Scheduler(schedules)
+    finally:
+        await schedules.close()
+
+
+# What an operator says
+
+
 async def test_the_sale_of_the_period_is_opened_on_the_terms_of_its_schedule(admin: Admin) -> None:
-    await admin.schedules.add(hourly(hold_s=60))
+    await admin.schedules.add(WEEKLY)
     look = await open_due(admin.schedules)
-    sale = look.current["hourly"]
-    assert sale.begins_at == period_begin(HOUR_S, int(look.now_s))
-    assert (sale.ends_at - sale.begins_at, sale.item_count, sale.numbered) == (HOUR_S, 10_000, True)
+    sale = look.current["weekly"]
+    assert sale.begins_at == period_begin(LONG_S, int(look.now_s))
+    assert (sale.ends_at - sale.begins_at, sale.item_count, sale.numbered) == (LONG_S, 10_000, True)
     found = await admin.sale(sale.product_id)
     assert (found.remaining, found.version, found.state) == (10_000, 1, "open")
     terms = found.terms
@@ -51,3 +76,270 @@ async def test_the_sale_of_the_period_is_opened_on_the_terms_of_its_schedule(adm
     assert (terms.limit, terms.hold_s, terms.hold_total_s, terms.numbered) == (10, 60, 3_600, True)
     assert (await admin.audit(sale.product_id)).ok
     assert look.due == []
+
+
+async def test_a_schedule_is_added_once_and_changed_only_when_that_is_meant(admin: Admin) -> None:
+    other = structs.replace(WEEKLY, item_count=500)
+    assert await admin.schedules.add(WEEKLY) is None
+    assert await admin.schedules.add(WEEKLY) == WEEKLY
+    with pytest.raises(RefusedError, match="'weekly' has other terms: --replace changes them"):
+        await admin.schedules.add(other)
+    assert (await admin.schedules.look()).schedules == {"weekly": WEEKLY}
+    assert await admin.schedules.add(other, replace=True) == WEEKLY
+    assert await admin.schedules.add(WEEKLY, replace=True) == other
+    assert (await admin.schedules.look()).schedules == {"weekly": WEEKLY}
+
+
+async def test_of_two_who_add_a_name_at_once_one_is_first(admin: Admin, embedded: EmbeddedStore) -> None:
+    wanted = [structs.replace(WEEKLY, item_count=number) for number in range(1, 9)]
+    async with AsyncExitStack() as stack:
+        admins = [await stack.enter_async_context(Admin(embedded.url)) for _ in wanted]
+        results = await asyncio.gather(
+            *(one.schedules.add(schedule) for one, schedule in zip(admins, wanted, strict=True)), return_exceptions=True
+        )
+    first = results.index(None)
+    assert all(isinstance(result, RefusedError) for n, result in enumerate(results) if n != first)
+    assert (await admin.schedules.look()).schedules == {"weekly": wanted[first]}
+
+
+async def test_a_removed_schedule_has_no_further_sale_but_the_one_that_goes_on(admin: Admin) -> None:
+    await admin.schedules.add(WEEKLY)
+    before = (await open_due(admin.schedules)).current
+    await admin.schedules.remove("weekly")
+    after = await open_due(admin.schedules)
+    assert (after.current, after.schedules) == (before, {})
+    with pytest.raises(ScheduleNotFoundError, match=r"^Schedule 'weekly' not found$"):
+        await admin.schedules.remove("weekly")
+    await admin.schedules.add(WEEKLY)
+    assert (await open_due(admin.schedules)).current == before
+
+
+async def test_there_are_so_many_schedules_and_no_more(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashsale.store.schedules.SCHEDULE_COUNT_MAX", 2)
+    for name in ("a", "b"):
+        await admin.schedules.add(structs.replace(WEEKLY, name=name))
+    with pytest.raises(RefusedError, match="There are 2 schedules already"):
+        await admin.schedules.add(WEEKLY)
+    assert await admin.schedules.add(structs.replace(WEEKLY, name="b")) is not None
+
+
+# One sale for each period
+
+
+async def test_what_was_opened_once_is_not_opened_again(admin: Admin) -> None:
+    await admin.schedules.add(WEEKLY)
+    seen = await admin.schedules.look()
+    sale = (await open_due(admin.schedules)).current["weekly"].product_id
+    assert [await admin.schedules.open(due) for due in seen.due] == [False]  # whoever looked before
+    await admin.reset(sale)
+    assert (await open_due(admin.schedules)).due == []
+    await admin.schedules.remove("weekly")
+    await admin.schedules.add(WEEKLY)
+    assert (await open_due(admin.schedules)).due == []
+    with pytest.raises(ProductNotFoundError):
+        await admin.status(sale)
+
+
+async def test_a_sale_that_is_there_without_a_note_is_that_of_the_period(admin: Admin, redis: Redis) -> None:
+    await admin.schedules.add(WEEKLY)
+    sale = (await open_due(admin.schedules)).current["weekly"]
+    await admin.schedules.forget(["weekly"])
+    look = await admin.schedules.look()
+    assert [await admin.schedules.open(due) for due in look.due] == [False]
+    assert (await admin.schedules.look()).current == {"weekly": sale}
+    assert await redis.xlen(f"product:{sale.product_id}:orders") == 1
+
+
+async def test_nothing_is_opened_for_whoever_saw_another_store_or_another_time(admin: Admin, redis: Redis) -> None:
+    await admin.schedules.add(WEEKLY)
+    [due] = (await admin.schedules.look()).due
+    for shift_s in (-LONG_S, LONG_S, 1):
+        assert not await admin.schedules.open(structs.replace(due, begins_at=due.begins_at + shift_s))
+    assert await redis.keys() == ["schedules"]
+    await redis.flushall()
+    assert not await admin.schedules.open(due)
+    assert await redis.keys() == []
+
+
+async def test_other_terms_hold_from_the_next_sale_on(admin: Admin) -> None:
+    await admin.schedules.add(structs.replace(WEEKLY, every_s=2))
+    before = (await open_due(admin.schedules)).current["weekly"]
+    await admin.schedules.add(structs.replace(WEEKLY, every_s=1, item_count=7), replace=True)
+    async with asyncio.timeout(10):
+        while (now := await open_due(admin.schedules)).current.get("weekly") == before:
+            assert now.now_s < before.ends_at
+            await asyncio.sleep(0.01)
+    after = now.current["weekly"]
+    assert after.begins_at >= before.ends_at
+    assert (await admin.status(after.product_id)).remaining_stock == after.item_count == 7
+
+
+async def test_three_race_over_the_boundaries_while_the_crowd_buys(
+    admin: Admin, embedded: EmbeddedStore, redis: Redis
+) -> None:
+    item_count, limit = 40, 3
+    await admin.schedules.add(
+        Schedule(name="each", every_s=1, item_count=item_count, limit=limit, numbered=True, keep_s=60)
+    )
+    sold: Counter[tuple[str, int | None]] = Counter()
+
+    async def buy(ours: Scheduler) -> None:
+        engine, sequences = RedisEngine(embedded.url), count(1)
+        try:
+            for number in count():
+                sale = ours.current
+                if sale is not None:
+                    ask = Purchase(sale.product_id, f"user {number % 20}", item_id=1 + number % item_count)
+                    batch = Batch(sale.product_id, [ask], next(sequences))
+                    [answers] = await engine.commit([batch], timeout_s=30)
+                    assert isinstance(answers, list), answers
+                    [answer] = answers
+                    if isinstance(answer, Success):
+                        sold[sale.product_id, answer.item_id] += 1
+                await asyncio.sleep(0.005)
+        finally:
+            await engine.close()
+
+    async with AsyncExitStack() as stack:
+        three = [await stack.enter_async_context(scheduler(embedded.url)) for _ in range(3)]
+        for running_s, pause_s in ((2.2, 2.1), (0.2, 0)):  # nobody looks for more than a period, which is missed
+            tasks = [asyncio.create_task(work) for one in three for work in (one.run(), buy(one))]
+            done, _ = await asyncio.wait(tasks, timeout=running_s, return_when=asyncio.FIRST_EXCEPTION)
+            assert not done, done
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            stopped_at = (await redis.time())[0]
+            await asyncio.sleep(pause_s)
+    sales = sorted(await redis.smembers("products"))
+    begins = [int(sale.split("_")[1]) for sale in sales]
+    assert len(set(begins)) == len(begins) >= 4
+    assert begins[-1] - begins[0] >= len(begins), "at least one period was missed, and not made up"
+    assert stopped_at in begins
+    for sale, begins_at in zip(sales, begins, strict=True):
+        entries = await redis.xrange(f"product:{sale}:orders")
+        assert entries[0][1]["changes"] == f'[["opened",{item_count},"",{item_count}]]'
+        if begins_at - 1 in begins:
+            assert 0 <= int(entries[0][1]["at"]) / 1000 - begins_at < 1
+        assert (await admin.audit(sale)).ok
+        assert (await admin.sale(sale)).sold == sum(n for (of, _), n in sold.items() if of == sale) <= item_count
+        assert max(map(int, await redis.hvals(f"product:{sale}:users")), default=0) <= limit
+    assert set(sold.values()) == {1}, "each item has one owner"
+    assert len(sold) > 2 * item_count
+
+
+# What it knows, and what it does in trouble
+
+
+async def test_the_first_by_name_is_the_current_one(admin: Admin, embedded: EmbeddedStore) -> None:
+    async with scheduler(embedded.url) as it:
+        await it.start()
+        assert it.current is it.find() is it.find("weekly") is None
+        for name in ("weekly", "b", "a"):
+            await admin.schedules.add(structs.replace(WEEKLY, name=name))
+        await it.start()
+        assert it.current is not None
+        assert [it.current.schedule, it.find("b").schedule] == ["a", "b"]  # type: ignore[union-attr]
+        assert it.find("c") is None
+
+
+async def test_a_store_that_dies_is_waited_out(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = EmbeddedStore(home)
+    store.acquire()
+    try:
+        async with Admin(store.url) as admin, scheduler(store.url) as it:
+            await admin.schedules.add(WEEKLY)
+            await it.start()
+            sale = it.current
+            assert sale is not None
+            async with Redis.from_url(store.url) as client:
+                await client.shutdown(nosave=True, now=True)
+            for _ in range(3):
+                await it.start()
+                assert it.current == sale
+            told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+            assert len(told) == 1
+            assert told[0].startswith("schedules are not looked at: cannot reach Redis at unix:")
+            await asyncio.to_thread(store.acquire)
+            await it.start()
+            assert it.current == sale
+            assert await admin.products() == [sale.product_id]
+    finally:
+        store.release()
+
+
+async def test_a_schedule_that_cannot_be_opened_hinders_no_other(
+    admin: Admin, embedded: EmbeddedStore, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        await admin.schedules.add(structs.replace(WEEKLY, name=name))
+    [due, _] = (await admin.schedules.look()).due
+    await redis.sadd(f"product:{due.product_id}:sale", "somebody else's")
+    await redis.set(f"product:{due.product_id}:stock", "x")
+    await redis.hset("schedules_opened", "a", "somebody else's")
+    await redis.hset("schedules", cast("Any", b"\xff"), "{}")
+    await redis.hset("schedules", mapping={"c": "{}", "d": '{"name":"d","every_s":0,"item_count":1}'})
+    async with scheduler(embedded.url) as it:
+        await it.start()
+        assert it.current is not None
+        assert it.current.schedule == "b"
+        await it.start()
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 1
+    assert told[0].startswith("the sale of schedule 'a' is not opened: ")
+    assert (await redis.get(f"product:{due.product_id}:stock")) == "x"
+
+
+async def test_a_bug_ends_no_scheduler(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = asyncio.Event()
+
+    class Broken(RedisSchedules):
+        look_count = 0
+
+        async def look(self) -> Overview:
+            self.look_count += 1
+            if self.look_count == 3:
+                looks.set()
+            raise RuntimeError("a bug")
+
+    monkeypatch.setattr(scheduling, "_LOOK_S", 0.01)
+    task = asyncio.create_task(Scheduler(Broken("redis://127.0.0.1:1")).run())
+    async with asyncio.timeout(10):
+        await looks.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert "the scheduler failed" in caplog.text
+
+
+async def test_what_is_known_of_removed_schedules_is_forgotten_in_the_end(
+    admin: Admin, embedded: EmbeddedStore, redis: Redis
+) -> None:
+    await admin.schedules.add(WEEKLY)
+    await admin.schedules.add(structs.replace(WEEKLY, name="gone", every_s=1))
+    async with scheduler(embedded.url) as it:
+        await it.start()
+        await admin.schedules.remove("gone")
+        gone = it.find("gone")
+        assert gone is not None
+        async with asyncio.timeout(10):
+            while (await admin.schedules.look()).now_s < gone.ends_at:  # noqa: ASYNC110 - it is the store's clock
+                await asyncio.sleep(0.05)
+    async with scheduler(embedded.url) as another:  # one tidies up with its first look
+        await another.start()
+        assert another.find("gone") is None
+    assert await redis.hkeys("schedules_opened") == ["weekly"]
+
+
+async def test_what_was_opened_is_compared_with_the_database(admin: Admin, embedded: EmbeddedStore) -> None:
+    calls = 0
+
+    async def compare() -> None:
+        nonlocal calls
+        calls += 1
+
+    await admin.schedules.add(WEEKLY)
+    schedules = RedisSchedules(embedded.url)
+    for _ in range(2):
+        await Scheduler(schedules, compare).start()
+    await schedules.close()
+    assert calls == 1

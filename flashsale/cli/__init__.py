@@ -19,6 +19,7 @@ from flashsale.cli.look import buyers, holds, products, status, watch
 from flashsale.cli.options import database_option, log_options, on_reject_option, store_options
 from flashsale.cli.orders import db, export, orders
 from flashsale.cli.sale import close, init, pause, refund, reset, restock, resume
+from flashsale.cli.schedule import schedule
 from flashsale.config import Config, load_config
 from flashsale.errors import FlashsaleError, InvalidValueError
 from flashsale.launch import ServerProcess, clean_environment, raise_descriptor_limit
@@ -126,7 +127,7 @@ def completion(shell: str) -> None:
 
 for _command in (
     init, restock, refund, pause, resume, close, reset, status, buyers, holds, products, audit, recover,
-    watch, orders, attempts, export, db, worker, relay,
+    schedule, watch, orders, attempts, export, db, worker, relay,
 ):  # fmt: skip
     cli.add_command(_command)
 

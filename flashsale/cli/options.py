@@ -22,7 +22,7 @@ from flashsale.terms import check_stock, parse_duration, parse_moment
 T = TypeVar("T")
 
 
-class _Checked(click.ParamType):  # type: ignore[type-arg]  # it takes none before click 8.3
+class Checked(click.ParamType):  # type: ignore[type-arg]  # it takes none before click 8.3
     """An argument checked by a function of the domain."""
 
     def __init__(self, name: str, check: Callable[[str], object]) -> None:
@@ -30,6 +30,7 @@ class _Checked(click.ParamType):  # type: ignore[type-arg]  # it takes none befo
         self._check = check
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return what the function makes of it, or fail with its sentence."""
         try:
             return self._check(value) if isinstance(value, str) else value
         except InvalidValueError as error:
@@ -54,12 +55,12 @@ def _check_order_id(value: str) -> str:
     return value
 
 
-PRODUCT_ID = _Checked("id", check_product_id)
-STOCK = _Checked("units", check_stock)
-UNITS = _Checked("units", _check_units)
-ORDER_ID = _Checked("order", _check_order_id)
-DURATION = _Checked("duration", parse_duration)
-MOMENT = _Checked("time", parse_moment)
+PRODUCT_ID = Checked("id", check_product_id)
+STOCK = Checked("units", check_stock)
+UNITS = Checked("units", _check_units)
+ORDER_ID = Checked("order", _check_order_id)
+DURATION = Checked("duration", parse_duration)
+MOMENT = Checked("time", parse_moment)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 product_argument = click.argument("product_id", metavar="ID", type=PRODUCT_ID)

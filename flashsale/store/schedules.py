@@ -63,26 +63,23 @@ class RedisSchedules:
         """Give up the connection."""
         await self._redis.aclose()
 
-    async def add(self, schedule: Schedule, *, replace: bool = False) -> bool:
-        """Add a schedule; return whether there was none of that name and these terms.
+    async def add(self, schedule: Schedule, *, replace: bool = False) -> Schedule | None:
+        """Add a schedule; return the one of that name that there was before.
 
         Raises:
             RefusedError: there is one of that name with other terms and `replace` is not given, or there are too many.
         """
-        name, packed = schedule.name, _encode(schedule)
+        name = schedule.name
+        write = ("HSET" if replace else "HSETNX", keys.SCHEDULES, name, _encode(schedule))
         async with self._errors():
-            count, found = await self._transact(("HLEN", keys.SCHEDULES), ("HGET", keys.SCHEDULES, name))
-            if found is None and count >= SCHEDULE_COUNT_MAX:
+            count, is_known = await self._transact(("HLEN", keys.SCHEDULES), ("HEXISTS", keys.SCHEDULES, name))
+            if count >= SCHEDULE_COUNT_MAX and not is_known:
                 raise RefusedError(f"There are {count} schedules already, which is as many as there may be")
-            if replace:
-                await self._transact(("HSET", keys.SCHEDULES, name, packed))
-                return bool(found != packed)
-            added, found = await self._transact(
-                ("HSETNX", keys.SCHEDULES, name, packed), ("HGET", keys.SCHEDULES, name)
-            )
-        if found != packed:
+            found, _ = await self._transact(("HGET", keys.SCHEDULES, name), write)  # of two at once, one is first
+        before: Schedule | None = dict(_read({b"": found or b""}, _decode_schedule)).get("")
+        if found is not None and before != schedule and not replace:
             raise RefusedError(f"Schedule '{name}' has other terms: --replace changes them from its next sale on")
-        return bool(added)
+        return before
 
     async def remove(self, name: str) -> None:
         """Remove a schedule; a sale that goes on goes on to its end. Raises ScheduleNotFoundError."""
