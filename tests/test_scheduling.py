@@ -166,10 +166,8 @@ async def test_other_terms_hold_from_the_next_sale_on(admin: Admin) -> None:
     before = (await open_due(admin.schedules)).current["weekly"]
     await admin.schedules.add(structs.replace(WEEKLY, every_s=1, item_count=7), replace=True)
     async with asyncio.timeout(10):
-        while (now := await open_due(admin.schedules)).current.get("weekly") == before:
-            assert now.now_s < before.ends_at
+        while (after := (await open_due(admin.schedules)).current.get("weekly", before)) == before:
             await asyncio.sleep(0.01)
-    after = now.current["weekly"]
     assert after.begins_at >= before.ends_at
     assert (await admin.status(after.product_id)).remaining_stock == after.item_count == 7
 
@@ -183,32 +181,34 @@ async def test_three_race_over_the_boundaries_while_the_crowd_buys(
     )
     sold: Counter[tuple[str, int | None]] = Counter()
 
-    async def buy(ours: Scheduler) -> None:
-        engine, sequences = RedisEngine(embedded.url), count(1)
-        try:
-            for number in count():
-                sale = ours.current
-                if sale is not None:
-                    ask = Purchase(sale.product_id, f"user {number % 20}", item_id=1 + number % item_count)
-                    batch = Batch(sale.product_id, [ask], next(sequences))
-                    [answers] = await engine.commit([batch], timeout_s=30)
-                    assert isinstance(answers, list), answers
-                    [answer] = answers
-                    if isinstance(answer, Success):
-                        sold[sale.product_id, answer.item_id] += 1
-                await asyncio.sleep(0.005)
-        finally:
-            await engine.close()
+    async def buy(ours: Scheduler, enough: asyncio.Event) -> None:
+        engine = RedisEngine(embedded.url)
+        for number in count():
+            sale = ours.current
+            if sale is not None:
+                ask = Purchase(sale.product_id, f"user {number % 20}", item_id=1 + number % item_count)
+                [answers] = await engine.commit([Batch(sale.product_id, [ask], number + 1)], timeout_s=30)
+                assert isinstance(answers, list), answers
+                [answer] = answers
+                if isinstance(answer, Success):
+                    sold[sale.product_id, answer.item_id] += 1
+            await asyncio.sleep(0.005)
+            if enough.is_set():
+                break
+        await engine.close()
 
     async with AsyncExitStack() as stack:
         three = [await stack.enter_async_context(scheduler(embedded.url)) for _ in range(3)]
         for running_s, pause_s in ((2.2, 2.1), (0.2, 0)):  # nobody looks for more than a period, which is missed
-            tasks = [asyncio.create_task(work) for one in three for work in (one.run(), buy(one))]
-            done, _ = await asyncio.wait(tasks, timeout=running_s, return_when=asyncio.FIRST_EXCEPTION)
-            assert not done, done
-            for task in tasks:
+            enough = asyncio.Event()
+            running = [asyncio.create_task(one.run()) for one in three]
+            buying = asyncio.gather(*(buy(one, enough) for one in three))
+            await asyncio.wait([buying], timeout=running_s)
+            enough.set()
+            await buying
+            for task in running:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.wait(running)
             stopped_at = (await redis.time())[0]
             await asyncio.sleep(pause_s)
     sales = sorted(await redis.smembers("products"))
@@ -258,8 +258,8 @@ async def test_a_store_that_dies_is_waited_out(home: Path, caplog: pytest.LogCap
                 await it.start()
                 assert it.current == sale
             told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-            assert len(told) == 1
-            assert told[0].startswith("schedules are not looked at: cannot reach Redis at unix:")
+            assert 1 <= len(told) == len(set(told)) <= 2  # once the link broke, and then there is none
+            assert all(line.startswith("schedules are not looked at: cannot reach Redis at unix:") for line in told)
             await asyncio.to_thread(store.acquire)
             await it.start()
             assert it.current == sale
