@@ -1,5 +1,6 @@
 """The HTTP door as the server opens it."""
 
+import asyncio
 import logging
 from email.utils import formatdate
 
@@ -22,12 +23,14 @@ class HttpDoor:
         self._config = make_config(Identified(Site(services), hot=HOT))
         self._state = ServerState()
         self._body_size_max = body_size_max
+        self._keep_date()
 
     def make_session(self, server: TcpServer) -> HttpSession:
         """Return the protocol of one client."""
         places = Places(server.admit, server.forget)
         return HttpSession(self._config, self._state, places, body_size_max=self._body_size_max)
 
-    def keep_date(self) -> None:
-        """Have answers bear the present date; to be called once a second."""
+    def _keep_date(self) -> None:
+        """Have answers bear the present date."""
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        asyncio.get_running_loop().call_later(_DATE_S, self._keep_date)
