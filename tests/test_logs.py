@@ -68,7 +68,7 @@ def test_a_secret_does_not_show(line: Callable[..., str], text: str, secret: str
         "Server initialized - Listening on 127.0.0.1:8080, Redis: unix:///home/ann/valkey.sock (embedded)",
         "worker 12 ended with exit code 1; starting another",
         "product 'p' cannot be sold: a token is missing",
-        "GET /v1/products/iphone15 of 10.0.0.1 is answered with 503",
+        "GET /v1/products/iphone15 from 10.0.0.1 is answered with 503",
         "ReadTimeout: at http://example.org/a.b?id=1",
     ],
 )

@@ -15,6 +15,7 @@ from flashsale.http.current import Current
 from flashsale.http.events import Streams
 from flashsale.http.following import Following
 from flashsale.http.health import Health
+from flashsale.http.identity import TOLD, Teller
 from flashsale.http.openapi import make_document
 from flashsale.http.operator import Operator
 from flashsale.http.orders import Orders
@@ -38,6 +39,7 @@ class _Page:
 
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self.methods = sorted(endpoints)
+        self._teller = Teller()
         self._endpoints = dict(endpoints)
         if "GET" in endpoints:
             self._endpoints["HEAD"] = endpoints["GET"]
@@ -49,6 +51,8 @@ class _Page:
             reply = refused.reply
         except GoneError:
             return
+        if reply.status in TOLD:
+            reply = self._teller.tell(scope, reply)
         await answer(reply, send)
 
 

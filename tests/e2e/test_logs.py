@@ -94,9 +94,9 @@ def check(log: Path, code: str) -> None:
         assert list(line)[:5] == ["time", "level", "logger", "event", "pid"], line
     assert any(START.fullmatch(line["event"]) for line in lines)
     about = {line["request_id"]: line["event"] for line in lines if "request_id" in line}
-    assert re.fullmatch(r"POST /api/purchase of 127\.0\.0\.1 is answered with 50[03]", about.pop("too-late"))
+    assert re.fullmatch(r"POST /api/purchase from 127\.0\.0\.1 is answered with 50[03]", about.pop("too-late"))
     assert about == {
-        "forged": "POST /reset of 127.0.0.1 is answered with 401",
+        "forged": "POST /reset from 127.0.0.1 is answered with 401",
         "reset": "the operator at 127.0.0.1 has reset product 'p' to 10 units",
     }
     assert {"flashsale.app", "flashsale.store.engine", "flashsale.orders.carrier"} <= {line["logger"] for line in lines}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flashsale import logs
-from flashsale.http.identity import HEADER, LINE_COUNT_MAX, Identified
+from flashsale.http.identity import HEADER, LINE_COUNT_MAX, TOLD, Identified, Teller
 from flashsale.http.replies import Receive, Reply, Scope, Send
 
 Lines = list[tuple[str, str]]
@@ -37,10 +37,11 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] == "/bug":
         raise BugError
     logging.getLogger("flashsale.part").warning("at work")
-    await Reply(scope["status"], [(b"x", b"y")], b"").send(send)
+    reply = Reply(scope["status"], [(b"x", b"y")], b"")
+    await (scope["teller"].tell(scope, reply) if reply.status in TOLD else reply).send(send)
 
 
-async def ask(identified: Identified, path: str, given: bytes | None = None, status: int = 200) -> list[bytes]:
+async def ask(path: str, given: bytes | None = None, status: int = 200, teller: Teller | None = None) -> list[bytes]:
     """Return the ids in the headers of an answer, as a task of its own asks."""
     sent: list[dict[str, Any]] = []
 
@@ -51,8 +52,15 @@ async def ask(identified: Identified, path: str, given: bytes | None = None, sta
         raise AssertionError
 
     headers = [(b"host", b"h")] if given is None else [(b"host", b"h"), (HEADER, given)]
-    scope = {"method": "POST", "path": path, "status": status, "headers": headers, "client": ("10.0.0.1", 5)}
-    await asyncio.create_task(identified(scope, receive, send))
+    scope: dict[str, Any] = {
+        "method": "POST",
+        "path": path,
+        "status": status,
+        "headers": headers,
+        "client": ("10.0.0.1", 5),
+    }
+    scope["teller"] = teller or Teller()
+    await asyncio.create_task(Identified(application, hot={"/hot"})(scope, receive, send))
     start, body = sent
     assert (b"x", b"y") in start["headers"]
     assert body["type"] == "http.response.body"
@@ -60,49 +68,46 @@ async def ask(identified: Identified, path: str, given: bytes | None = None, sta
 
 
 async def test_the_clients_own_id_is_kept_and_told(lines: Lines) -> None:
-    identified = Identified(application, hot={"/hot"})
     for path in ("/hot", "/cold"):
-        assert await ask(identified, path, b"0f8b:c/=+_-.A") == [b"0f8b:c/=+_-.A"]
+        assert await ask(path, b"0f8b:c/=+_-.A") == [b"0f8b:c/=+_-.A"]
     assert lines == [("0f8b:c/=+_-.A", "at work")] * 2
     assert logs.request_id.get() == ""
 
 
 @pytest.mark.parametrize("given", [b"", b"a b", b"a\nb", b'"', b"x" * 65, "é".encode(), None])
 async def test_else_it_is_a_fresh_one_of_which_a_crowd_is_told_nothing(lines: Lines, given: bytes | None) -> None:
-    identified = Identified(application, hot={"/hot"})
-    [first], [second] = await ask(identified, "/cold", given), await ask(identified, "/cold", given)
+    [first], [second] = await ask("/cold", given), await ask("/cold", given)
     assert len(first) == 24
     assert first != second
-    assert await ask(identified, "/hot", given) == []
+    assert await ask("/hot", given) == []
     assert [about for about, _ in lines] == [first.decode(), second.decode(), ""]
 
 
 async def test_what_the_server_could_not_do_is_logged_and_who_took_himself_for_the_operator(lines: Lines) -> None:
-    identified = Identified(application, hot={"/hot"})
     for status in (200, 404, 409, 429, 401, 403, 500, 503):
-        await ask(identified, "/hot", b"r", status)
+        await ask("/hot", b"r", status)
     logged = [message for about, message in lines if message != "at work"]
-    assert logged == [f"POST /hot of 10.0.0.1 is answered with {status}" for status in (401, 403, 500, 503)]
+    assert logged == [f"POST /hot from 10.0.0.1 is answered with {status}" for status in (401, 403, 500, 503)]
 
 
 async def test_a_crowd_is_told_its_id_where_there_is_a_line_about_it(lines: Lines) -> None:
-    [told] = await ask(Identified(application, hot={"/hot"}), "/hot", None, 503)
-    assert lines == [("", "at work"), (told.decode(), "POST /hot of 10.0.0.1 is answered with 503")]
+    [told] = await ask("/hot", None, 503)
+    assert lines == [("", "at work"), (told.decode(), "POST /hot from 10.0.0.1 is answered with 503")]
 
 
 async def test_the_code_of_a_hold_is_in_no_line(lines: Lines) -> None:
-    await ask(Identified(application), "/v1/holds/a-code/confirm", None, 503)
-    assert lines[-1][1] == "POST /v1/holds/*** of 10.0.0.1 is answered with 503"
+    await ask("/v1/holds/a-code/confirm", None, 503)
+    assert lines[-1][1] == "POST /v1/holds/*** from 10.0.0.1 is answered with 503"
 
 
 async def test_there_are_few_lines_a_second(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 5.0
     monkeypatch.setattr("flashsale.http.identity.time.monotonic", lambda: now)
-    identified = Identified(application, hot={"/hot"})
-    told = [await ask(identified, "/hot", None, 503) for _ in range(LINE_COUNT_MAX + 7)]
+    teller = Teller()
+    told = [await ask("/hot", None, 503, teller) for _ in range(LINE_COUNT_MAX + 7)]
     assert sum(map(len, told)) == LINE_COUNT_MAX
     now = 6.0
-    await ask(identified, "/hot", None, 503)
+    await ask("/hot", None, 503, teller)
     logged = [message for _, message in lines if message != "at work"]
     assert len(logged) == LINE_COUNT_MAX + 2
     assert logged[-2] == "7 more requests were answered like that in that second"
