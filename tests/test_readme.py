@@ -1,6 +1,7 @@
 """The README says what is there: its tables, commands and examples are read here."""
 
 import asyncio
+import json
 import re
 import shlex
 import signal
@@ -17,10 +18,17 @@ from redis.asyncio import Redis
 
 from flashsale import Client, cli, crash
 from flashsale.config import DATABASE_PARTS, ENVIRONMENT, PORT, REDIS_PARTS, SSL_MODE, Config
-from flashsale.domain.answers import Cancelled, Held, SoldOut, Success, Unavailable
+from flashsale.domain.answers import Cancelled, Failed, Held, NotOpen, SoldOut, Success, Unavailable
 from flashsale.domain.batches import Batch
 from flashsale.domain.requests import Close, Pause, Purchase, Restock, Resume
 from flashsale.domain.sale import Terms
+from flashsale.http import session
+from flashsale.http.current import refused as checkout_reply
+from flashsale.http.openapi import OPERATIONS
+from flashsale.http.orders import answered as order_reply
+from flashsale.http.outcomes import FAILURES, REFUSALS, refusal_of
+from flashsale.http.replies import Reply
+from flashsale.http.session import HEAD_SIZE_MAX, HEADER_COUNT_MAX, URL_SIZE_MAX
 from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin
 from flashsale.store.durability import REQUIRED, Durability
@@ -356,6 +364,50 @@ def test_every_command_is_shown():
 def test_the_event_examples_decode():
     examples = re.search(r"```json\n(.*?)```", README, re.DOTALL)[1].splitlines()
     assert [type(decode_event(line.encode())).__name__ for line in examples] == ["PurchaseEvent", "SoldOutEvent"]
+
+
+def test_the_urls_are_those_of_the_http_door():
+    listed = [(row[0], row[1]) for row in rows("HTTP") if row[0] in {"GET", "POST", "PATCH", "DELETE"}]
+    assert sorted(listed) == sorted((operation.method, operation.path) for operation in OPERATIONS)
+
+
+def told(reply):
+    return f"{reply.status} `{json.loads(reply.body)['message']}`"
+
+
+def test_answers_over_http_are_as_the_table_says():
+    table = {row[0]: row[1:] for row in rows("HTTP") if len(row) == 5 and row[0] not in {"answer", "---"}}
+    refused = {kind.__struct_config__.tag: kind for kind in REFUSALS} | dict.fromkeys(FAILURES, Failed)
+    assert set(table) == set(refused)
+    for name, (status, kind, order, checkout) in table.items():
+        given = {"opens_at": 1} if refused[name] is NotOpen else {"error": name} if refused[name] is Failed else {}
+        given |= {"remaining_stock": 1, "version": 1} if refused[name] is Cancelled else {}
+        answer = refused[name](**given)
+        refusal = refusal_of(answer)
+        assert (status, kind) == (str(refusal.status), refusal.kind)
+        assert order.replace("`", "") in {"", told(order_reply(answer)).replace("`", "")}
+        assert checkout.replace("`", "") == told(checkout_reply(answer)).replace("`", "")
+
+
+def test_problems_of_requests_over_http_are_named():
+    named = set(re.findall(r"\b(\d{3}) `([a-z-]+)`", section("HTTP")))
+    fixed = [value for value in vars(session).values() if isinstance(value, Reply)]
+    kinds = {(str(reply.status), json.loads(reply.body)["type"].removeprefix("urn:flashsale:")) for reply in fixed}
+    assert kinds <= named
+    for limit in (f"{URL_SIZE_MAX // 1024} KiB", f"{HEAD_SIZE_MAX // 1024} KiB", f"more than {HEADER_COUNT_MAX}"):
+        assert limit in section("HTTP")
+
+
+def test_the_curl_lines_buy(environment, home):
+    commands = re.findall(r"^curl (?:.|\\\n)*?[^\\]$", section("HTTP"), re.MULTILINE)
+    assert len(commands) == 3
+    flags = ["--listen", "127.0.0.1:0", "--home", str(home)]
+    with ServerProcess(flags, environment=environment, log=subprocess.DEVNULL) as server:
+        assert call_here(["init", "iphone15", "3", "--home", str(home)], environment).returncode == 0
+        for command, expected in zip(commands[:2], ('"success":true', '"status":"SUCCESS"'), strict=True):
+            words = shlex.split(command.replace("\\\n", " ").replace("localhost:8080", f"127.0.0.1:{server.port}"))
+            printed = subprocess.run([*words, "-s"], capture_output=True, text=True, check=True, timeout=30).stdout
+            assert expected in printed
 
 
 async def test_the_client_example_buys(store_url, environment, capsys):

@@ -108,7 +108,7 @@ class Current:
                 200,
                 Told(success=True, message=CHECKED_OUT, checkout_code=answer.code, expires_at=answer.expires_at),
             )
-        return _refused(answer)
+        return refused(answer)
 
     async def purchase(self, scope: Scope, receive: Receive) -> Reply:
         """Make the hold behind a code an order; asked again, the same one."""
@@ -118,7 +118,7 @@ class Current:
         request = Confirm(code)
         answer = Failed(wrong) if (wrong := check(request)) else await self._services.ask(request)
         if not isinstance(answer, Success):
-            return _refused(answer)
+            return refused(answer)
         purchase_id = make_purchase_id(answer.order_id)
         surprise = SURPRISE if self._services.lottery and crc32(purchase_id.encode()) % LOTTERY_ODDS == 0 else ""
         return json_reply(200, Told(success=True, message=PURCHASED, purchase_id=purchase_id, surprise=surprise))
@@ -128,7 +128,7 @@ class Current:
         sale = self._sale(parameters(scope))
         answer = await self._services.ask(GetStatus(sale.product_id))
         if not isinstance(answer, ProductStatus):
-            return _refused(answer)
+            return refused(answer)
         units = answer.remaining_stock + answer.sold + answer.held
         numbers = _Numbers(*map(str, (sale.begins_at, sale.ends_at, units, answer.sold, answer.remaining_stock)))
         return json_reply(200, Stats(success=True, sale_id=sale.product_id, stats=numbers))
@@ -174,7 +174,8 @@ def make_purchase_id(order_id: str) -> str:
     return f"purchase_{order.epoch}{order.version:08x}"
 
 
-def _refused(answer: Answer) -> Reply:
+def refused(answer: Answer) -> Reply:
+    """Return an answer that fulfils nothing, in the words of these endpoints."""
     match answer:
         case SoldOut() | ItemTaken():
             return _told(409, SOLD_OUT)

@@ -64,10 +64,11 @@ class Orders:
         waits_s = wait_s(self._services, scope, "purchase", body.user_id, request)
         if waits_s:
             return _told(429, TOO_MANY_REQUESTS, retry_after_s=waits_s)
-        return _answered(await self._services.ask(request))
+        return answered(await self._services.ask(request))
 
 
-def _answered(answer: Answer) -> Reply:
+def answered(answer: Answer) -> Reply:
+    """Return an answer in the words of this endpoint."""
     if isinstance(answer, Success):
         placed = Told(success=True, message=PLACED, order_id=answer.order_id)
         if answer.duplicate:
