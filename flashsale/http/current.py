@@ -26,6 +26,7 @@ from flashsale.domain.schedules import CurrentSale
 from flashsale.http.asks import RefusedError, parameters
 from flashsale.http.outcomes import refusal_of
 from flashsale.http.products import idempotency_key
+from flashsale.http.rates import ask
 from flashsale.http.replies import Receive, Reply, Scope, json_reply
 from flashsale.http.services import Services
 
@@ -102,7 +103,7 @@ class Current:
         wrong = check(request)
         if wrong:
             return _told(400, INVALID_ITEM if wrong == "invalid item_id" else wrong)
-        answer = await self._services.ask(request)
+        answer = await ask(self._services, scope, request)
         if isinstance(answer, Held):
             return json_reply(
                 200,
@@ -116,7 +117,7 @@ class Current:
         if not code:
             return _told(400, MISSING_CODE)
         request = Confirm(code)
-        answer = Failed(wrong) if (wrong := check(request)) else await self._services.ask(request)
+        answer = Failed(wrong) if (wrong := check(request)) else await ask(self._services, scope, request)
         if not isinstance(answer, Success):
             return refused(answer)
         purchase_id = make_purchase_id(answer.order_id)
@@ -126,7 +127,7 @@ class Current:
     async def stats(self, scope: Scope, receive: Receive) -> Reply:
         """Tell how far the sale is."""
         sale = self._sale(parameters(scope))
-        answer = await self._services.ask(GetStatus(sale.product_id))
+        answer = await ask(self._services, scope, GetStatus(sale.product_id))
         if not isinstance(answer, ProductStatus):
             return refused(answer)
         units = answer.remaining_stock + answer.sold + answer.held

@@ -120,7 +120,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Follow a sale: server-sent events",
         parameters=(_PRODUCT, *_CURSOR),
         answers={200: "text/event-stream"},
-        problems=(400, 404, *_STORE),
+        problems=(400, 404, 429, *_STORE),
     ),
     Operation(
         method="POST",
@@ -186,7 +186,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="How far the current recurring sale is",
         parameters=(_SCHEDULE,),
         answers={200: Stats},
-        refusals=(404, *_STORE),
+        refusals=(404, 429, *_STORE),
         problems=(400,),
     ),
     Operation(
@@ -213,7 +213,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Follow all sales, or one: server-sent events",
         parameters=(_query("product_id", {**_TEXT, "minLength": 1}, "Of this product alone."), *_CURSOR),
         answers={200: "text/event-stream"},
-        problems=(400, 404, *_STORE),
+        problems=(400, 404, 429, *_STORE),
     ),
     Operation(
         method="POST",

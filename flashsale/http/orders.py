@@ -8,7 +8,7 @@ from flashsale.domain.checks import check_purchase
 from flashsale.domain.requests import Purchase
 from flashsale.http.asks import read_body
 from flashsale.http.outcomes import refusal_of
-from flashsale.http.rates import TOO_MANY_REQUESTS, wait_s
+from flashsale.http.rates import ask
 from flashsale.http.replies import Receive, Reply, Scope, json_reply
 from flashsale.http.services import Services
 
@@ -61,10 +61,7 @@ class Orders:
         wrong = check_purchase(request)
         if wrong:
             return _told(400, wrong) if wrong != PRODUCT_NOT_FOUND else _told(404, wrong)
-        waits_s = wait_s(self._services, scope, "purchase", body.user_id, request)
-        if waits_s:
-            return _told(429, TOO_MANY_REQUESTS, retry_after_s=waits_s)
-        return answered(await self._services.ask(request))
+        return answered(await ask(self._services, scope, request))
 
 
 def answered(answer: Answer) -> Reply:

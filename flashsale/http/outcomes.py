@@ -23,6 +23,8 @@ from flashsale.domain.answers import (
     Unknown,
 )
 
+TOO_MANY_REQUESTS = "too many requests"
+"""From this user, from this client, or for this operation."""
 BUSY_S = 1.0
 """After so many seconds it is worth another try when a queue was full, or the store was away."""
 
@@ -64,6 +66,8 @@ FAILURES: dict[str, Refusal] = {
 
 def refusal_of(answer: Answer) -> Refusal:
     """Return what an answer that fulfils nothing is over HTTP."""
+    if isinstance(answer, Busy) and answer.retry_after_ms is not None:
+        return Refusal(429, "rate-limited", TOO_MANY_REQUESTS, answer.retry_after_ms / 1000)
     if isinstance(answer, Failed):
         return FAILURES.get(answer.error) or Refusal(400, "bad-request", answer.error)
     return REFUSALS[type(answer)]

@@ -21,6 +21,7 @@ from flashsale.domain.checks import check
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
 from flashsale.http.asks import RefusedError, decode, header, read_body, segment
 from flashsale.http.outcomes import refusal_of
+from flashsale.http.rates import ask
 from flashsale.http.replies import Headers, Receive, Reply, Scope, json_reply, problem
 from flashsale.http.services import Services
 
@@ -63,37 +64,37 @@ class Products:
         """Buy at once."""
         body = decode(_purchase, await read_body(scope, receive))
         product_id, key = _segment_of(scope, "product_id"), idempotency_key(scope)
-        return await self._ask(Purchase(product_id, body.user_id, body.quantity, key, body.item_id), 201)
+        return await self._ask(scope, Purchase(product_id, body.user_id, body.quantity, key, body.item_id), 201)
 
     async def hold(self, scope: Scope, receive: Receive) -> Reply:
         """Take units out of stock for a while."""
         body = decode(_hold, await read_body(scope, receive))
         product_id, key = _segment_of(scope, "product_id"), idempotency_key(scope)
         request = Reserve(product_id, body.user_id, body.quantity, key, body.item_id, body.hold_seconds)
-        return await self._ask(request, 201)
+        return await self._ask(scope, request, 201)
 
     async def status(self, scope: Scope, receive: Receive) -> Reply:
         """Tell what is left, sold and held."""
-        return await self._ask(GetStatus(_segment_of(scope, "product_id")), 200)
+        return await self._ask(scope, GetStatus(_segment_of(scope, "product_id")), 200)
 
     async def confirm(self, scope: Scope, receive: Receive) -> Reply:
         """Buy what is held."""
         await read_body(scope, receive)
-        return await self._ask(Confirm(_segment_of(scope, "code"), idempotency_key(scope)), 200)
+        return await self._ask(scope, Confirm(_segment_of(scope, "code"), idempotency_key(scope)), 200)
 
     async def extend(self, scope: Scope, receive: Receive) -> Reply:
         """Hold on."""
         body = await read_body(scope, receive)
         seconds = decode(_extend, body).hold_seconds if body else None
-        return await self._ask(Extend(_segment_of(scope, "code"), seconds), 200)
+        return await self._ask(scope, Extend(_segment_of(scope, "code"), seconds), 200)
 
     async def cancel(self, scope: Scope, receive: Receive) -> Reply:
         """Give back what is held."""
-        return await self._ask(Cancel(_segment_of(scope, "code")), 200)
+        return await self._ask(scope, Cancel(_segment_of(scope, "code")), 200)
 
-    async def _ask(self, request: BuyerRequest, status: int) -> Reply:
+    async def _ask(self, scope: Scope, request: BuyerRequest, status: int) -> Reply:
         wrong = check(request)
-        answer = Failed(wrong) if wrong else await self._services.ask(request)
+        answer = Failed(wrong) if wrong else await ask(self._services, scope, request)
         return answered(request, answer, status)
 
 

@@ -34,5 +34,5 @@ class Services(Struct, frozen=True, kw_only=True):
     """Refuses who comes too often; ask it by way of flashsale.http.rates."""
     proxies: Proxies = Proxies()
     """Who is believed when he says for whom he asks."""
-    record: Callable[[list[Request], list[Answer]], None] | None = None
-    """Is told of requests that were answered without being asked for."""
+    record: Callable[[list[Request], list[Answer]], None] = lambda requests, answers: None
+    """Is told of those it refused."""
