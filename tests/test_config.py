@@ -52,6 +52,8 @@ def test_each_setting_has_its_variable_and_its_key_in_the_file(tmp_path: Path, n
     of_type |= {OnReject: "refund", LogFormat: "json", LogLevel: "error"}
     value = of_type[type(default)]
     value = {"workers": 2, "replicas": 2, "attempts_size_max": 70_000}.get(name, value)
+    value = {"rate_route": "purchase=5/s", "trusted_proxies": "10.0.0.0/8"}.get(name, value)
+    value = "5/s" if name in {"rate_user", "rate_client"} else value
     text = json.dumps(value)
     assert getattr(load_config(write(tmp_path, f"{name} = {text}\n"), {}), name) == value
     assert getattr(load_config(environment={f"FLASHSALE_{name.upper()}": str(value)}), name) == value
@@ -188,6 +190,20 @@ def test_value_out_of_its_range_is_refused_and_named(name: str, value: str) -> N
         load_config(environment={f"FLASHSALE_{name.upper()}": value})
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("rate_user", "fast", "rate_user is wrong: 'fast' is no rate: give one such as 10/s, 100/m or 20/s burst 40"),
+        ("rate_route", "refund=1/s", "rate_route is wrong: 'refund=1/s' limits no operation: give purchase=100/s;"),
+        ("trusted_proxies", "me", "trusted_proxies is wrong: 'me' names no networks: give such as 10.0.0.0/8,"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused_with_a_sentence(name: str, value: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(environment={f"FLASHSALE_{name.upper()}": value})
+    assert str(caught.value).startswith(words)
 
 
 def test_payload_of_a_mebibyte_may_be_allowed() -> None:

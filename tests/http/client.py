@@ -47,8 +47,8 @@ class Http:
 class Raw:
     """A client whose bytes are anything at all."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S, source_address=(source, 0))
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
