@@ -80,7 +80,7 @@ class HttpSession(HttpToolsProtocol):
         self.access_log = False
         self._places = places
         self._body_size_max = body_size_max
-        self._head_size = 0  # of the request that is coming, as far as it is known
+        self._head_size = 0  # of the request that is coming: 0 unless it comes in several slices
         self._body_size = 0
         self._incomplete = True  # a request is coming, or the first one is awaited
         self._has_cycle = False  # the request that is coming is being answered, or waits for that
@@ -140,15 +140,10 @@ class HttpSession(HttpToolsProtocol):
         if len(self.url) > URL_SIZE_MAX:
             self._give_up(URL_TOO_LONG)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Refuse too many."""
-        self._head_size += len(name) + len(value)
-        if self._head_size > HEAD_SIZE_MAX or len(self.headers) >= HEADER_COUNT_MAX:
-            self._give_up(HEAD_TOO_LARGE)
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Refuse what the parser lets pass, and a body that is announced to be too large."""
+        if len(self.headers) > HEADER_COUNT_MAX or (self._head_size and self._known_head_size() > HEAD_SIZE_MAX):
+            self._give_up(HEAD_TOO_LARGE)
         host_count = 0
         for name, value in self.headers:
             if name == b"host":
@@ -250,16 +245,18 @@ class HttpSession(HttpToolsProtocol):
                 self._held = data[start:]
                 self.flow.pause_reading()
                 return
-            incomplete = self._incomplete
-            size_before = self._head_size
-            super().data_received(data[start : start + SLICE_SIZE])
+            part, body_size = data[start : start + SLICE_SIZE], self._body_size
+            super().data_received(part)
             if self._ended or self._refusal is not None:
                 return
-            if incomplete and self._incomplete and self._head_size == size_before and not self._body_size:
-                self._head_size += min(SLICE_SIZE, len(data) - start)  # of a header that is not whole yet
+            if self._incomplete and self._body_size == body_size:  # headers come, or what is behind the body
+                self._head_size += len(part)
                 if self._head_size > HEAD_SIZE_MAX:
                     self._refuse(HEAD_TOO_LARGE)
                     return
+
+    def _known_head_size(self) -> int:
+        return sum(len(name) + len(value) for name, value in self.headers)
 
     def _resume(self) -> None:
         data, self._held = self._held, b""
