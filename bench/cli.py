@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from bench import attack, attempts, compare, expiry, latency, limits, orders, rules, sizes
-from bench.http.cli import http_command
+from bench.http.cli import http_commands
 from bench.load import CONNECTION_COUNT_MAX, DURATION_S_MAX, REQUEST_COUNT_MAX, Load
-from bench.options import json_option, plot_option
+from bench.options import json_option, plot_option, refuse_options
 from bench.report import print_result, print_table, print_targets, tell_step, write_json
 from bench.scenarios import checkout_command, retry_storm_command
 from flashsale.config import load_config, split_address
@@ -88,9 +87,7 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     if ctx.invoked_subcommand is None:
         _attack(**options)
         return
-    for name in options:
-        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise click.UsageError(f"options of '{ctx.invoked_subcommand}' go behind its name")
+    refuse_options(ctx, options)
 
 
 def _attack(
@@ -290,4 +287,4 @@ def grpc_command(*, rounds: int, duration: float, json_path: Path | None) -> Non
 
 cli.add_command(checkout_command)
 cli.add_command(retry_storm_command)
-cli.add_command(http_command)
+cli.add_command(http_commands)

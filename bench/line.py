@@ -30,7 +30,11 @@ class Timings:
 
     def add(self, operation: str, answer: Answer, latency_us: int | None = None) -> None:
         """Count an answer; without a latency it is one that never came."""
-        self._counts[operation][kind_of(answer)] += 1
+        self.count(operation, kind_of(answer), latency_us)
+
+    def count(self, operation: str, kind: str, latency_us: int | None = None) -> None:
+        """Count an answer of that kind."""
+        self._counts[operation][kind] += 1
         if latency_us is not None:
             self._latencies_us[operation][latency_us] += 1
 

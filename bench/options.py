@@ -1,8 +1,10 @@
 """Options that several commands have."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from bench.load import DURATION_S_MAX, TIMEOUT_S_DEFAULT
 
@@ -37,3 +39,10 @@ timeout_option = click.option(
     show_default=True,
     help="Seconds until the run is given up.",
 )
+
+
+def refuse_options(ctx: click.Context, names: Iterable[str]) -> None:
+    """Raise UsageError if an option of a group is given in front of one of its commands."""
+    for name in names:
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"options of '{ctx.invoked_subcommand}' go behind its name")

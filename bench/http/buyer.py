@@ -11,7 +11,7 @@ import msgspec
 from bench.buyer import Blocks, Buyer, make_purchase
 from bench.load import SOLD_OUT, SUCCESS
 
-_HEAD_END = b"\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
 _HEAD_COUNT_MAX = 1_000
 _KEY_SIZE = 38
 HTTP_KINDS = {
@@ -61,10 +61,12 @@ class Heads:
 
     def __init__(self) -> None:
         self._known: dict[bytes, Head] = {}
-        self.get = self._known.get
 
-    def read(self, raw: bytes) -> Head:
+    def find(self, raw: bytes) -> Head:
         """Return what a head says, which is without its empty line; raises ValueError if it does not tell a length."""
+        return self._known.get(raw) or self._read(raw)
+
+    def _read(self, raw: bytes) -> Head:
         lines = raw.lower().split(b"\r\n")
         status = lines[0].split(b" ", 2)[1]
         sizes = [int(line.partition(b":")[2]) for line in lines if line.startswith(b"content-length:")]
@@ -86,15 +88,14 @@ class HttpBuyer(Buyer):
 
     def _parse(self, data: bytes) -> int:
         """Count the answers in a segment by kind, keep an incomplete one, return how many there were."""
-        usual, known = self._tally.usual, _heads.get
+        usual, find = self._tally.usual, _heads.find
         position, size, count = 0, len(data), 0
         while position < size:
-            head_end = data.find(_HEAD_END, position)
+            head_end = data.find(HEAD_END, position)
             if head_end < 0:
                 break
-            raw = data[position:head_end]
-            status, body_size, key_size = known(raw) or _heads.read(raw)
-            body_at = head_end + 4
+            status, body_size, key_size = find(data[position:head_end])
+            body_at = head_end + len(HEAD_END)
             end = body_at + body_size
             if end > size:
                 break
