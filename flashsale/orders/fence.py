@@ -7,7 +7,7 @@ rebuilt.
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -118,25 +118,28 @@ class Fence:
                 known[product_id][1],
             )
         if self._writes:
-            await self._write(store if store not in names else "", [] if is_lost else absent, rows)
+            states = dict.fromkeys([] if is_lost else absent, _RESET)
+            # opened once more as the same sale, after the store was set back to before it
+            states |= {name: "open" for name, at in standings.items() if at.epoch == known[name][0]}
+            await self._write(store if store not in names else "", states, rows)
         self._run = run
         return frozen
 
-    async def _write(self, store: str, absent: Iterable[str], rows: Mapping[str, Any]) -> None:
-        """Write down what store this is, if that is new, and which products an operator has reset."""
-        reset = [name for name in absent if rows[name].state != _RESET]
-        if not store and not reset:
+    async def _write(self, store: str, states: Mapping[str, str], rows: Mapping[str, Any]) -> None:
+        """Write down what store this is, if that is new, and which products were reset, or are there again."""
+        news = {name: state for name, state in states.items() if (state == _RESET) != (rows[name].state == _RESET)}
+        if not store and not news:
             return
         async with self._database.writing() as connection:
             if store:
                 await connection.execute(sa.insert(stores).values(store_id=store))
-            for name in reset:
+            for name, state in news.items():
                 is_it = sa.and_(
                     products.c.product_id == name,
                     products.c.epoch == rows[name].epoch,
                     products.c.version == rows[name].version,
                 )
-                await connection.execute(sa.update(products).where(is_it).values(state=_RESET))
+                await connection.execute(sa.update(products).where(is_it).values(state=state))
 
     async def check_soon(self) -> None:
         """Check before anything is sold, but do not keep buyers waiting for a database that does not answer.

@@ -11,9 +11,10 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import Struct
+from redis.exceptions import ResponseError
 
 from flashsale.domain.schedules import SCHEDULE_COUNT_MAX, CurrentSale, Due, Schedule, find_due
-from flashsale.errors import RefusedError, ScheduleNotFoundError
+from flashsale.errors import RefusedError, ScheduleNotFoundError, StoreUnavailableError
 from flashsale.store import keys, scripts
 from flashsale.store.links import make_client, store_errors
 
@@ -115,7 +116,12 @@ class RedisSchedules:
         count = 0
         for sale in (name.decode(errors="replace") for name in found):
             names = (*keys.script_keys(sale), keys.MOVERS, keys.SCHEDULES_SALES)
-            count += await self._run(scripts.RETIRE, names, sale, sale.rpartition("_")[2], _STAY_S)
+            try:
+                count += await self._run(scripts.RETIRE, names, sale, _STAY_S)
+            except StoreUnavailableError as error:
+                if not isinstance(error.__cause__, ResponseError):
+                    raise
+                _log.warning("sale %s is not deleted: %s", sale, error.__cause__)  # its keys are damaged
         return count
 
     async def forget(self, names: Iterable[str]) -> None:

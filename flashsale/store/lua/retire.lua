@@ -2,17 +2,21 @@
 -- it. Where no orders go into a database it stays, as nothing else knows of them.
 --
 -- KEYS  as in frame.lua, of the sale, and 14 products_moved   15 schedules_sales
--- ARGV  1 product id   2 its epoch   3 for how long it is left alone, in seconds, if it must stay
+-- ARGV  1 product id   2 for how long it is left alone, in seconds, if it must stay
 -- Returns 1 when it was deleted; 0 when it stays, or there is none.
 
 local at, now_s = redis.call('ZSCORE', KEYS[15], ARGV[1]), tonumber(redis.call('TIME')[1])
 if not at or tonumber(at) > now_s then
   return 0
 end
-redis.call('ZADD', KEYS[15], now_s + ARGV[3], ARGV[1]) -- first: one whose keys are damaged is to hinder no others
-if redis.call('HGET', KEYS[4], 'epoch') ~= ARGV[2] then -- an operator has deleted it, or sells something else of that id
-  redis.call('ZREM', KEYS[15], ARGV[1])
-  return 0
+redis.call('ZADD', KEYS[15], now_s + ARGV[2], ARGV[1]) -- first: one whose keys are damaged is to hinder no others
+local sale = redis.call('HMGET', KEYS[4], 'state', 'closes_at')
+if sale[1] ~= 'frozen' then
+  local closes_at = tonumber(sale[2] or 0)
+  if closes_at == 0 or closes_at > now_s then -- an operator has deleted it, or sells something else of that id
+    redis.call('ZREM', KEYS[15], ARGV[1])
+    return 0
+  end
 end
 if redis.call('EXISTS', KEYS[14]) == 0 or unmoved() ~= 0 or redis.call('ZCARD', KEYS[7]) > 0 then
   return 0

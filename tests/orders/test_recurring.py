@@ -1,0 +1,191 @@
+"""Recurring sales and the database: what is over leaves the store once its orders are rows; nothing is sold twice."""
+
+from functools import partial
+
+import pytest
+import sqlalchemy as sa
+
+from flashsale.domain.answers import Success
+from flashsale.domain.batches import Defective
+from flashsale.domain.requests import Cancel, Purchase, Reserve
+from flashsale.domain.schedules import CurrentSale, Schedule
+from flashsale.errors import ProductNotFoundError
+from flashsale.orders.fence import Fence
+from flashsale.orders.history import read_base
+from flashsale.orders.tables import orders, products
+from flashsale.store import schedules as store_schedules
+from flashsale.store.admin import Admin
+from flashsale.store.outbox import RedisOutbox
+from tests.orders import plain
+from tests.orders.shop import Shop
+
+pytestmark = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True, scope="module")
+
+LONG_S = 7 * 86_400  # a period of this length ends during no test
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_schedules, "_STAY_S", 0)
+
+
+async def opened(admin: Admin, name: str = "s") -> CurrentSale:
+    """Have the sale of a schedule opened."""
+    await admin.schedules.add(Schedule(name=name, every_s=LONG_S, item_count=50, limit=10, numbered=True, keep_s=0))
+    for due in (await admin.schedules.look()).due:
+        await admin.schedules.open(due)
+    return (await admin.schedules.look()).opened[name]
+
+
+async def over(shop: Shop, admin: Admin, sale: CurrentSale) -> None:
+    """Have the store hold what it would hold just after the end of a sale."""
+    now_s = await admin.now()
+    await shop.redis.hset(f"product:{sale.product_id}:sale", "closes_at", now_s)
+    await shop.redis.zadd("schedules_sales", {sale.product_id: now_s})
+
+
+async def check(shop: Shop) -> list[str]:
+    """Return what a fence freezes."""
+    outbox = RedisOutbox(shop.embedded.url)
+    frozen = await Fence(outbox, shop.database, writes=True).check()
+    await outbox.close()
+    return frozen
+
+
+async def moved(shop: Shop) -> None:
+    async with shop.mover() as mover:
+        await shop.step(mover)
+
+
+async def state_of(shop: Shop, product_id: str) -> str:
+    async with shop.database.reading() as connection:
+        return str(await connection.scalar(sa.select(products.c.state).where(products.c.product_id == product_id)))
+
+
+async def keys_of(shop: Shop, product_id: str) -> list[bytes]:
+    return [key async for key in shop.redis.scan_iter(f"product:{product_id}:*")]
+
+
+async def test_a_sale_leaves_the_store_once_all_of_it_is_in_the_database(shop: Shop, admin: Admin) -> None:
+    sale = await opened(admin)
+    product = sale.product_id
+    orders_made = await shop.buy(product, *(f"u{number % 5}" for number in range(20)))
+    await over(shop, admin, sale)
+    assert await admin.schedules.retire() == 0, "nothing else knows of its orders"
+    async with shop.mover() as mover:
+        await mover.look()
+        assert await check(shop) == []
+        assert await admin.schedules.retire() == 0, "they are not there yet"
+        await shop.step(mover)
+    rows = await plain.read(shop.database)
+    assert await admin.schedules.retire() == 1
+    assert await admin.schedules.retire() == 0
+    assert await keys_of(shop, product) == []
+    assert await admin.products() == await admin.audited_products() == []
+    assert await shop.redis.keys("schedules_sales") == []
+
+    assert await check(shop) == []
+    assert await state_of(shop, product) == "reset"
+    for _ in range(2):
+        await moved(shop)
+        assert await check(shop) == []
+    assert await keys_of(shop, product) == []
+    with pytest.raises(ProductNotFoundError):
+        await admin.status(product)
+    assert (await plain.read(shop.database))["orders"] == rows["orders"]
+    async with shop.database.reading() as connection:
+        assert set(await connection.scalars(sa.select(orders.c.order_id))) == set(orders_made)
+
+
+async def test_what_is_held_is_waited_for(shop: Shop, admin: Admin) -> None:
+    sale = await opened(admin)
+    [held] = await shop.ask(sale.product_id, Reserve(sale.product_id, "a", item_id=7))
+    await moved(shop)
+    await over(shop, admin, sale)
+    assert await admin.schedules.retire() == 0
+    await shop.ask(sale.product_id, Cancel(held.code))
+    await moved(shop)
+    assert await admin.schedules.retire() == 1
+
+
+async def test_what_an_operator_made_of_it_is_his(shop: Shop, admin: Admin) -> None:
+    deleted = await opened(admin)
+    await moved(shop)
+    await over(shop, admin, deleted)
+    await admin.reset(deleted.product_id)
+    assert await admin.schedules.retire() == 0
+    sale = await opened(admin, "other")
+    await moved(shop)
+    await over(shop, admin, sale)
+    await admin.init(sale.product_id, 5, force=True)
+    await moved(shop)
+    assert await admin.schedules.retire() == 0
+    assert (await admin.status(sale.product_id)).remaining_stock == 5
+    assert await shop.redis.keys("schedules_sales") == []
+
+
+async def test_a_damaged_sale_hinders_no_other(shop: Shop, admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_schedules, "_STAY_S", 60)
+    damaged = await opened(admin)
+    sale = await opened(admin, "other")
+    await moved(shop)
+    for one in (damaged, sale):
+        await over(shop, admin, one)
+    await shop.redis.delete(f"product:{damaged.product_id}:sale")
+    await shop.redis.set(f"product:{damaged.product_id}:sale", "somebody else's")
+    counts = [await admin.schedules.retire() for _ in range(2)]
+    assert counts == [1, 0]
+    assert await keys_of(shop, damaged.product_id) != []
+
+
+# A store that has lost a sale, and opens it once more
+
+
+@pytest.mark.parametrize("was_noted_as_reset", [False, True])
+async def test_a_sale_that_the_store_has_lost_is_not_sold_a_second_time(
+    shop: Shop, admin: Admin, *, was_noted_as_reset: bool
+) -> None:
+    sale = await opened(admin)
+    product = sale.product_id
+    await shop.buy(product, *(f"u{number % 5}" for number in range(45)))
+    async with shop.mover() as mover:
+        await mover.look()
+        assert await check(shop) == []
+        await shop.step(mover)
+    if was_noted_as_reset:  # the store was set back to a copy from before the period
+        for key in [*await keys_of(shop, product), "schedules_opened", "schedules_sales"]:
+            await shop.redis.delete(key)
+        await shop.redis.srem("products", product)
+        assert await check(shop) == []
+        assert await state_of(shop, product) == "reset"
+    else:
+        await shop.redis.flushall()
+    assert (await opened(admin)).product_id == product
+    assert await check(shop) == [product]
+    with pytest.raises(AssertionError, match="flashsale recover"):
+        await shop.buy_of_each([product], "late")
+    _, report = await admin.recover(product, partial(read_base, shop.database, product))
+    assert report.ok, report.differences
+    found = await admin.sale(product)
+    assert (found.sold, found.remaining, found.state, found.terms.closes_at) == (45, 5, "open", sale.ends_at)
+    answers = await shop.ask(product, *(Purchase(product, f"v{number}") for number in range(9)))
+    assert sum(isinstance(answer, Success) for answer in answers) == 5
+    await moved(shop)
+    assert await check(shop) == []
+    assert await state_of(shop, product) == "open"
+    async with shop.database.reading() as connection:
+        assert sorted(await connection.scalars(sa.select(orders.c.item_id))) == list(range(1, 51))
+
+
+async def test_a_sale_frozen_meanwhile_is_that_of_the_period(shop: Shop, admin: Admin) -> None:
+    sale = await opened(admin)
+    await shop.buy(sale.product_id, "a")
+    await moved(shop)
+    assert await check(shop) == []
+    await shop.redis.flushall()
+    async with shop.mover() as mover:
+        await mover.look()
+    assert await check(shop) == [sale.product_id]
+    assert await opened(admin) == sale
+    with pytest.raises(AssertionError, match=Defective.__name__):
+        await shop.buy_of_each([sale.product_id], "late")
