@@ -205,7 +205,7 @@ class HttpSession(HttpToolsProtocol):
         if self._unanswered_count:
             self.cycle.keep_alive = False
         else:
-            self.transport.close()
+            self._refuse(None)  # what is on its way here is thrown away, not reset: it was not executed
 
     def sweep(self, limits: Limits) -> None:
         """Look at the clock, once a second: part from a client that is past one of its deadlines."""
