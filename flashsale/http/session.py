@@ -87,6 +87,7 @@ class HttpSession(HttpToolsProtocol):
         self._unanswered_count = 0  # of those
         self._held = b""  # waits until what came before is answered
         self._refusal: Reply | None = None
+        self._peer_ended = False  # the client has shut its side
         self._ended = False  # our side is shut; what still comes is thrown away
         self._moved = 0  # grows with whatever the client does in time
         self._swept = 0
@@ -113,6 +114,7 @@ class HttpSession(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client that has shut its side asks for nothing more."""
+        self._peer_ended = True
         if self._ended:
             self.transport.close()
         else:
@@ -279,7 +281,10 @@ class HttpSession(HttpToolsProtocol):
         if reply is not None:
             self.transport.write(reply.as_bytes(_CLOSE))
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self._peer_ended:
+            self.transport.close()
+        else:
+            self.transport.write_eof()
 
 
 async def answer(reply: Reply, send: Send) -> None:
