@@ -186,7 +186,7 @@ async def _watch(database: Database, seen: list[tuple[int, float]]) -> None:
     """Note when the tables have come to which version."""
     while True:
         async with database.reading() as connection:
-            _, version = (await positions(connection)).get(_PRODUCT_ID, ("", 0))
+            _, version = (await positions(connection, [_PRODUCT_ID])).get(_PRODUCT_ID, ("", 0))
         if not seen or seen[-1][0] < version:
             seen.append((version, time.monotonic()))
         await asyncio.sleep(_LOOK_S)

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flashsale.domain.sale import Standing
 from flashsale.orders.database import Database
-from flashsale.orders.tables import past_sales, products, stores
+from flashsale.orders.tables import NAME_COUNT, past_sales, products, stores
 
 _TIMEOUT_S = 1.0
 _RESET = "reset"
-"""The state of a product in the tables that the store has no more, as an operator wanted it."""
+"""The state of a product in the tables that the store has no more, as an operator or a schedule wanted it."""
 
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,10 @@ class Sales(Protocol):
 
     async def store_name(self, *, give: bool = False) -> str:
         """Return the name of the store, which is given one if need be."""
+        ...
+
+    async def listed(self) -> list[str]:
+        """Return the products that have a ledger here."""
         ...
 
     async def standings(self, product_ids: Sequence[str]) -> list[Standing]:
@@ -79,10 +84,9 @@ class Fence:
             return []
         store = await self._sales.store_name(give=self._writes)
         # as of one instant: what it says of earlier sales must not be newer than what it says of the last one
-        run = await self._sales.run_name()
+        run, listed = await self._sales.run_name(), await self._sales.listed()
         async with self._database.reading(one_instant=True) as connection:
-            columns = (products.c[name] for name in ("product_id", "epoch", "version", "changed_at", "state"))
-            rows = {row.product_id: row for row in await connection.execute(sa.select(*columns))}
+            rows = await _read_rows(connection, listed)
             known = {name: (row.epoch, row.version) for name, row in rows.items()}
             names = set(await connection.scalars(sa.select(stores.c.store_id)))
             standings = dict(zip(known, await self._sales.standings(list(known)), strict=True))
@@ -159,3 +163,16 @@ class Fence:
         """Wait for a check that is on its way; it is not cancelled, in the middle of a transaction."""
         if self._checking is not None:
             await asyncio.wait({self._checking}, timeout=_TIMEOUT_S)
+
+
+async def _read_rows(connection: AsyncConnection, listed: Sequence[str]) -> dict[str, Any]:
+    """Return what is known of products, by their ids.
+
+    Of those that were reset, whose number grows for ever, only what the store lists again: the others are not there.
+    """
+    query = sa.select(*(products.c[name] for name in ("product_id", "epoch", "version", "changed_at", "state")))
+    found = list(await connection.execute(query.where(products.c.state != _RESET)))
+    for first in range(0, len(listed), NAME_COUNT):
+        is_listed = products.c.product_id.in_(listed[first : first + NAME_COUNT])
+        found += await connection.execute(query.where(products.c.state == _RESET, is_listed))
+    return {row.product_id: row for row in found}

@@ -59,7 +59,7 @@ class Mover(Carrier):
 
     async def _known(self, epochs: Mapping[str, str]) -> dict[str, tuple[str, int]]:
         async with self._database.reading() as connection:
-            return await positions(connection)
+            return await positions(connection, epochs)
 
     async def tend(self) -> None:
         """Freeze what must not be sold, and trim ledgers."""

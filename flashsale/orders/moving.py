@@ -19,7 +19,7 @@ from flashsale.domain.ids import OrderRef, make_order_id
 from flashsale.domain.sale import Change, Kind, Portion
 from flashsale.errors import LedgerGapError
 from flashsale.orders.inserting import insert
-from flashsale.orders.tables import dead_letters, holds, orders, past_sales, products
+from flashsale.orders.tables import NAME_COUNT, dead_letters, holds, orders, past_sales, products
 
 
 class Rows:
@@ -85,18 +85,24 @@ class Rows:
 
 
 async def positions(
-    connection: AsyncConnection, product_ids: Iterable[str] | None = None
+    connection: AsyncConnection, product_ids: Iterable[str], *, lock: bool = False
 ) -> dict[str, tuple[str, int]]:
-    """Return epoch and version up to which the changes of products are in the tables, those of all when not told which.
+    """Return epoch and version up to which the changes of these products are in the tables; without new ones.
 
-    Whoever writes in this transaction is the only one to move these products on until it ends.
+    Args:
+        connection: in whose transaction.
+        product_ids: the products.
+        lock: whether this transaction alone may move them on until it ends.
     """
-    query = sa.select(products.c.product_id, products.c.epoch, products.c.version)
-    if product_ids is not None:
-        query = (
-            query.where(products.c.product_id.in_(list(product_ids))).order_by(products.c.product_id).with_for_update()
-        )
-    return {name: (epoch, version) for name, epoch, version in await connection.execute(query)}
+    names = sorted(product_ids)  # two that lock some of the same wait for each other in turn, not in a circle
+    found: dict[str, tuple[str, int]] = {}
+    for first in range(0, len(names), NAME_COUNT):
+        query = sa.select(products.c.product_id, products.c.epoch, products.c.version)
+        query = query.where(products.c.product_id.in_(names[first : first + NAME_COUNT]))
+        query = query.order_by(products.c.product_id)
+        for name, epoch, version in await connection.execute(query.with_for_update() if lock else query):
+            found[name] = epoch, version
+    return found
 
 
 async def move(connection: AsyncConnection, portions: Sequence[Portion]) -> int:
@@ -129,7 +135,7 @@ async def move(connection: AsyncConnection, portions: Sequence[Portion]) -> int:
 
 async def _lock(connection: AsyncConnection, portions: Sequence[Portion]) -> dict[str, tuple[str, int]]:
     """Return the positions of these products, ("", 0) for new ones; without those whose portion is of a past sale."""
-    found = await positions(connection, [portion.product_id for portion in portions])
+    found = await positions(connection, [portion.product_id for portion in portions], lock=True)
     known = {portion.product_id: found.get(portion.product_id, ("", 0)) for portion in portions}
     others = {portion.product_id: portion.epoch for portion in portions if portion.product_id in found}
     others = {name: epoch for name, epoch in others.items() if epoch != found[name][0]}

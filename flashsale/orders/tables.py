@@ -27,6 +27,8 @@ from flashsale.domain.bounds import ID_SIZE_MAX, REQUEST_ID_SIZE_MAX, USER_ID_SI
 
 ORDER_ID_SIZE_MAX = ID_SIZE_MAX + 64
 """Time, version and epoch stand before the product; 32 is what they have in this century."""
+NAME_COUNT = 1_000
+"""Products in one query: databases take some ten thousand values at most."""
 MYSQL = ("mysql", "mariadb")
 """Two names for what is one to us."""
 

@@ -135,6 +135,12 @@ class RedisOutbox:
             name = cast("bytes | None", await self._redis.get(keys.MOVERS))
         return (name or b"").decode(errors="replace")
 
+    async def listed(self) -> list[str]:
+        """Return the products that have a ledger here."""
+        async with self._errors():
+            found = await cast("Any", self._redis.smembers(keys.PRODUCTS))
+        return [name.decode(errors="replace") for name in found]
+
     async def standings(self, product_ids: Sequence[str]) -> list[Standing]:
         """Return how far these products have come here; of one that cannot be read, and so not be sold, that it is."""
         async with self._errors(), self._redis.pipeline(transaction=False) as pipeline:

@@ -1,5 +1,6 @@
 """Recurring sales and the database: what is over leaves the store once its orders are rows; nothing is sold twice."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import sqlalchemy as sa
 from flashsale.domain.answers import Success
 from flashsale.domain.batches import Defective
 from flashsale.domain.requests import Cancel, Purchase, Reserve
+from flashsale.domain.sale import Standing
 from flashsale.domain.schedules import CurrentSale, Schedule
 from flashsale.errors import ProductNotFoundError
 from flashsale.orders.fence import Fence
@@ -189,3 +191,23 @@ async def test_a_sale_frozen_meanwhile_is_that_of_the_period(shop: Shop, admin: 
     assert await opened(admin) == sale
     with pytest.raises(AssertionError, match=Defective.__name__):
         await shop.buy_of_each([sale.product_id], "late")
+
+
+async def test_a_look_does_not_grow_with_the_sales_that_are_gone(shop: Shop, admin: Admin) -> None:
+    asked: list[str] = []
+
+    class Counting(RedisOutbox):
+        async def standings(self, product_ids: Sequence[str]) -> list[Standing]:
+            asked.extend(product_ids)
+            return await super().standings(product_ids)
+
+    sale = await opened(admin)
+    await moved(shop)
+    past = {"epoch": "x", "version": 1, "initial": 1, "restocked": 0, "early": 0, "sold": 0, "held": 0, "opened_at": 0}
+    rows = [past | {"product_id": f"past {n}", "changed_at": 0, "state": "reset"} for n in range(2_500)]
+    async with shop.database.writing() as connection:
+        await connection.execute(sa.insert(products), rows)
+    outbox = Counting(shop.embedded.url)
+    assert await Fence(outbox, shop.database, writes=True).check() == []
+    await outbox.close()
+    assert asked == [sale.product_id]
