@@ -81,7 +81,8 @@ def add(config: Config, name: str, *, replace: bool, **options: Any) -> None:
 
     before, sale, left = with_admin(config, call)
     done = "added" if before is None else "is there already" if before == wanted else "changed"
-    click.echo(f"✓ Schedule '{name}' {done}: {_told_terms(wanted)}")
+    click.echo(f"✓ Schedule '{name}' {done}")
+    click.echo(f"  {_told_terms(wanted)}")
     if sale is not None:
         how_many = "cannot be sold" if left is None else f"{left} left"
         click.echo(f"  now {sale.product_id} until {show_moment(sale.ends_at)}, {how_many}")
@@ -134,8 +135,13 @@ def _make_schedule(
 
 def _told_terms(schedule: Schedule) -> str:
     what = f"{schedule.item_count} {'numbered items' if schedule.numbered else 'units'}"
-    each = f", {schedule.limit} at most for one user" if schedule.limit else ""
-    return f"{what} every {show_duration(schedule.every_s)}{each}"
+    each = f", at most {schedule.limit} for one user" if schedule.limit else ""
+    return f"{what} every {_show_period(schedule.every_s)}{each}"
+
+
+def _show_period(seconds: int) -> str:
+    """Return a period as it is typed; one that no command makes, in seconds."""
+    return next(f"{seconds // size}{unit}" for unit, size in (("h", 3_600), ("m", 60), ("s", 1)) if seconds % size == 0)
 
 
 @schedule.command(name="list")
@@ -168,7 +174,7 @@ def _as_text(schedule: Schedule, sale: CurrentSale | None, left: int | None, now
     at = local_time(at_s)
     return (
         schedule.name,
-        show_duration(schedule.every_s),
+        _show_period(schedule.every_s),
         str(schedule.item_count),
         str(schedule.limit or "-"),
         sale.product_id if sale else "-",

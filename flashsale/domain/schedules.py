@@ -26,7 +26,7 @@ KEEP_S = 172_800
 KEEP_MAX_S = 366 * 86_400
 """The longest that a sale may stay, in seconds."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,15}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,11}")
 
 
 class Schedule(Struct, frozen=True, kw_only=True):
@@ -87,10 +87,10 @@ class Due(Struct, frozen=True):
 
 
 def check_schedule_name(value: str) -> str:
-    """Return the name, or raise InvalidValueError unless it has 1 to 16 letters, digits, - and _."""
+    """Return the name, or raise InvalidValueError unless it has 1 to 12 letters, digits, - and _."""
     if _NAME.fullmatch(value) is None:
         raise InvalidValueError(
-            f"{value!r} is not a schedule's name: give 1 to 16 letters, digits, - and _, a letter or digit first"
+            f"{value!r} is not a schedule's name: give 1 to 12 letters, digits, - and _, a letter or digit first"
         )
     return value
 
