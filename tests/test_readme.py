@@ -11,12 +11,14 @@ import time
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 import redis
 from redis.asyncio import Redis
 
 from flashsale import Client, cli, crash
+from flashsale.cli.schedule import schedule
 from flashsale.config import DATABASE_PARTS, ENVIRONMENT, PORT, REDIS_PARTS, SSL_MODE, Config
 from flashsale.domain.answers import Cancelled, Failed, Held, NotOpen, SoldOut, Success, Unavailable
 from flashsale.domain.batches import Batch
@@ -141,7 +143,7 @@ def buy(port, product_id):
 def test_a_sale_is_run_as_shown(home, environment):
     environment = environment | {"HOME": str(home), "LISTEN_ADDR": "127.0.0.1:0"}
     commands = re.findall(r"^flashsale ([^#\n]+)(?:# (.*))?", section("Run a sale"), re.MULTILINE)
-    elsewhere = {"demo", "completion", "orders", "attempts", "export", "db", "worker", "relay", "recover"}
+    elsewhere = {"demo", "completion", "orders", "attempts", "export", "db", "worker", "relay", "recover", "schedule"}
     assert {words.split()[0] for words, _ in commands} == set(cli.cli.commands) - elsewhere
     order_id = ""
     with ExitStack() as stack:
@@ -171,6 +173,24 @@ def test_a_sale_is_run_as_shown(home, environment):
             else:
                 process.communicate(timeout=30)
                 assert process.returncode == 0
+
+
+def test_a_schedule_is_added_listed_and_removed_as_shown(home, environment):
+    text = section("Recurring sales")
+    commands = re.findall(r"^flashsale ([^#\n]+)(?:# (.*))?", text, re.MULTILINE)
+    assert [words.split()[:2] for words, _ in commands] == [["schedule", word] for word in schedule.commands]
+    printed = []
+    for words, comment in commands:
+        done = call_here([*shlex.split(words), "--home", str(home)], environment)
+        assert done.returncode == 0
+        assert done.stdout.startswith(comment)
+        printed.append(done.stdout)
+    shown = re.search(r"^```\n(name .*?)^```", text, re.MULTILINE | re.DOTALL)[1]
+    shape = [re.sub(r" +", " ", re.sub(r"sale_\d+_[0-9a-f]{8}|\d+", "0", table)) for table in (printed[1], shown)]
+    assert shape[0] == shape[1]
+    options = {option.opts[0] for option in schedule.commands["add"].params if isinstance(option, click.Option)}
+    told = {row[0] for row in rows("Recurring sales") if re.match("--[a-z]", row[0])}
+    assert told == options - {"--config", "--home", "--redis"}
 
 
 def test_an_audit_that_finds_something_prints_what_is_shown(home, environment):
