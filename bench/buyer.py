@@ -28,7 +28,6 @@ KINDS = {b'{"status":"SUCC': SUCCESS, b'{"status":"SOLD': SOLD_OUT, b'{"product_
 """The usual answers over TCP by the first bytes of their payload; the others are decoded."""
 _FINE_US_MAX, _COARSE = 65_536, ~63
 _COARSE_US_MAX, _COARSER = 1_048_576, ~1023
-"""Latencies are told apart to a thousandth of themselves, so that there are some 100,000 of them at most."""
 _KIND_COUNT_MAX = 50
 _KIND_SIZE_MAX = 80
 
@@ -57,6 +56,14 @@ class Frames(Blocks):
 def make_purchase(product_id: str, name: str, *, request_ids: bool) -> Purchase:
     """Return what a user of that name buys."""
     return Purchase(product_id, f"user_{name}", request_id=_REQUEST_ID_HEAD + name if request_ids else None)
+
+
+def whole_us(latency_ns: int) -> int:
+    """Return a latency in microseconds, to a thousandth: so that there are 200,000 of them in two minutes at most."""
+    latency_us = latency_ns // 1000
+    if latency_us < _FINE_US_MAX:
+        return latency_us
+    return latency_us & (_COARSE if latency_us < _COARSE_US_MAX else _COARSER)
 
 
 class Tally:
@@ -178,10 +185,7 @@ class Buyer(asyncio.Protocol):
                 sent[0] = (moment_ns, sent_count - left)
                 taken = left
             left -= taken
-            latency_us = (now_ns - moment_ns) // 1000
-            if latency_us > _FINE_US_MAX:
-                latency_us &= _COARSE if latency_us < _COARSE_US_MAX else _COARSER
-            latencies_us[latency_us] += taken
+            latencies_us[whole_us(now_ns - moment_ns)] += taken
         if self.remaining_count:
             if count > self.remaining_count:
                 count = self.remaining_count

@@ -12,7 +12,7 @@ from bench.http.cli import http_commands
 from bench.load import CONNECTION_COUNT_MAX, DURATION_S_MAX, REQUEST_COUNT_MAX, Load
 from bench.options import json_option, plot_option, refuse_options
 from bench.report import print_result, print_table, print_targets, tell_step, write_json
-from bench.scenarios import checkout_command, retry_storm_command
+from bench.scenarios import checkout_command, megaload_command, retry_storm_command
 from flashsale.config import load_config, split_address
 from flashsale.domain.bounds import STOCK_MAX
 from flashsale.errors import FlashsaleError, InvalidValueError
@@ -287,4 +287,5 @@ def grpc_command(*, rounds: int, duration: float, json_path: Path | None) -> Non
 
 cli.add_command(checkout_command)
 cli.add_command(retry_storm_command)
+cli.add_command(megaload_command)
 cli.add_command(http_commands)

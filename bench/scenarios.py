@@ -1,12 +1,13 @@
-"""The commands for whole stories of customers, checkout and retry-storm: exit code 1 also when it does not add up."""
+"""The commands for whole stories of customers: exit code 1 also when it does not add up."""
 
 from pathlib import Path
 
 import click
 
-from bench import checkout, storm
+from bench import checkout, megaload, storm
+from bench.load import Door
 from bench.options import json_option, timeout_option
-from bench.report import print_checkout, print_storm, tell_step, write_json
+from bench.report import print_checkout, print_storm, print_table, tell_step, write_json
 from flashsale.domain.bounds import HOLD_MAX_S, QUANTITY_MAX, STOCK_MAX
 
 _COUNT_MAX = 1_000_000
@@ -156,6 +157,62 @@ def retry_storm_command(
     tell_step("")
     print_storm(found)
     _conclude(found, json_path)
+
+
+@click.command(name="megaload")
+@click.option("--door", type=click.Choice(["http", "tcp", "both"]), default="both", show_default=True)
+@click.option("--requests", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, _CONNECTION_COUNT_MAX),
+    default=2_000,
+    show_default=True,
+    help="As many requests are under way at once.",
+)
+@click.option("--stock", type=click.IntRange(0, STOCK_MAX), default=10_000, show_default=True)
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Load generators; on two cores one."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1, 7_200),
+    default=600.0,
+    show_default=True,
+    help="Seconds until the run over a door is given up.",
+)
+@json_option
+def megaload_command(
+    *, door: str, requests: int, connections: int, stock: int, processes: int, timeout: float, json_path: Path | None
+) -> None:
+    """Let a million buyers loose, 2,000 at a time, on 10,000 units.
+
+    Every one of them must be answered, the units sold to the last, and the store must agree.
+    """
+    if requests % connections:
+        raise click.UsageError("--requests must be a multiple of --connections, each of which sends as many")
+    plan = megaload.Plan(
+        request_count=requests,
+        connection_count=connections,
+        stock=stock,
+        process_count=processes,
+        timeout_s=timeout,
+    )
+    doors = list(Door) if door == "both" else [Door(door)]
+    found = [megaload.run(each, plan, tell_step) for each in doors]
+    tell_step("")
+    print_table(megaload.ROWS_HEAD, [megaload.row_of(each) for each in found])
+    for each in found:
+        for kind, count in sorted(each.result.errors.items()):
+            click.echo(f"✗ {each.door}: {count:,} x {kind}", err=True)
+        for fault in each.faults:
+            click.echo(f"✗ {each.door}: {fault}", err=True)
+        if not each.faults:
+            sold = each.result.success_count
+            click.echo(f"✓ {each.door}: {requests:,} answered, {sold:,} sold, 0 errors, and the store agrees")
+    if json_path is not None:
+        write_json(json_path, {each.door: each.as_json() for each in found})
+    if any(each.faults for each in found):
+        raise SystemExit(1)
 
 
 def _conclude(found: checkout.Checkout | storm.Storm, json_path: Path | None) -> None:

@@ -5,7 +5,7 @@ from collections import Counter, deque
 
 from msgspec import Struct
 
-from bench.buyer import clock_ns
+from bench.buyer import clock_ns, whole_us
 from bench.http.line import Answer, Line
 from bench.http.shop import Ask, Shop, Visit
 from bench.line import Timings
@@ -127,7 +127,7 @@ class Rush:
         turn = self._under_way.pop(line)
         told = answer.told
         kind = f"{answer.status}: {told.message or told.detail}"
-        self.timings.count(turn.ask.operation, kind, (now_ns - turn.due_ns) // 1000 if answer.status else None)
+        self.timings.count(turn.ask.operation, kind, whole_us(now_ns - turn.due_ns) if answer.status else None)
         if answer.status not in turn.ask.expected:
             self._note(turn.ask, kind)
         try:
