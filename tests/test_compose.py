@@ -11,59 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from flashsale.config import load_config
 from flashsale.launch import ServerProcess
+from flashsale.logs import LogFormat, LogLevel
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "tools" / "Dockerfile"
 PATIENCE_S = 30.0
-PORT = 8080  # of the server, within its container
-
-
-def parse(text: str) -> dict[str, Any]:
-    """Read the part of YAML that the file keeps to: nested mappings, lists of scalars, flow lists that are JSON."""
-    root: dict[str, Any] = {}
-    open_at: list[tuple[int, Any]] = [(-1, root)]  # (indentation, container)
-    pending: tuple[dict[str, Any], str] | None = None  # a key whose value is on the lines below
-    for line in text.splitlines():
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        assert "\t" not in line
-        indentation = len(line) - len(line.lstrip(" "))
-        assert indentation % 2 == 0, line
-        while open_at[-1][0] >= indentation:
-            open_at.pop()
-            pending = None
-        if pending is not None:
-            container, key = pending
-            container[key] = [] if line.lstrip().startswith("- ") else {}
-            open_at.append((indentation - 1, container[key]))
-            pending = None
-        inside = open_at[-1][1]
-        if line.lstrip().startswith("- "):
-            assert isinstance(inside, list), line
-            inside.append(scalar(line.strip().removeprefix("- ")))
-            continue
-        match = re.fullmatch(r" *([\w-]+):(?: (.+))?", line)
-        assert match is not None, line
-        assert isinstance(inside, dict), line
-        assert match[1] not in inside, f"{match[1]} twice"
-        inside[match[1]] = None if match[2] is None else scalar(match[2])
-        if match[2] is None:
-            pending = (inside, match[1])
-    return root
-
-
-def scalar(text: str) -> Any:
-    if text[0] in '["':
-        return json.loads(text)
-    return text.split(" #")[0].strip()
+PORT, GRPC_PORT = 8080, 50051  # of a server, within its container
 
 
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
-    found: dict[str, Any] = parse(COMPOSE.read_text())["services"]
+    found: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
     return found
 
 
@@ -86,19 +49,51 @@ def is_healthy(services: dict[str, Any], port: int) -> bool:
 
 
 def test_the_file_has_what_it_must(services: dict[str, Any]) -> None:
-    assert {name for name, service in services.items() if "profiles" not in service} == {"redis", "server"}
+    always = {"redis", "postgres", "server", "balancer"}
+    assert {name for name, service in services.items() if "profiles" not in service} == always
     assert services["redis"]["image"] == "redis:7-alpine"
     assert services["redis"]["volumes"] == ["redis-data:/data"]
     named = {volume.partition(":")[0] for service in services.values() for volume in service.get("volumes", [])}
-    assert named == set(parse(COMPOSE.read_text())["volumes"])
-    assert "ports" not in services["redis"], "the store is nobody's but the server's"
+    assert {name for name in named if not name.startswith("./")} == set(yaml.safe_load(COMPOSE.read_text())["volumes"])
+    for name in named:
+        assert not name.startswith("./") or (ROOT / name).is_file()
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published == {
+        "balancer": [f"127.0.0.1:{PORT}:{PORT}", f"127.0.0.1:{GRPC_PORT}:{GRPC_PORT}"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+    }, "all else is nobody's but each other's"
     server = services["server"]
     assert (ROOT / server["build"]["context"] / server["build"]["dockerfile"]).resolve() == DOCKERFILE
-    assert server["environment"] == {"LISTEN_ADDR": f":{PORT}", "REDIS_ADDR": "redis:6379"}
-    assert server["ports"] == [f"127.0.0.1:{PORT}:{PORT}"]
-    assert server["depends_on"] == {"redis": {"condition": "service_healthy"}}
-    assert int(server["stop_grace_period"].removesuffix("s")) > 10
-    assert int(server["ulimits"]["nofile"]) == 20_000
+    assert server["depends_on"] == {name: {"condition": "service_healthy"} for name in ("redis", "postgres")}
+    assert server["deploy"]["replicas"] >= 2
+    assert server["ulimits"]["nofile"] == 20_000
+    for name in always:
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) > 10
+        assert services[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+
+
+def test_the_server_has_the_settings_it_must(services: dict[str, Any]) -> None:
+    given = services["server"]["environment"]
+    account = services["postgres"]["environment"]
+    url = f"postgresql://{account['POSTGRES_USER']}:{account['POSTGRES_PASSWORD']}@postgres/{account['POSTGRES_DB']}"
+    variables = {name: value for name, value in given.items() if "$" in value}
+    assert variables == {
+        "FLASHSALE_ORDERS": "${FLASHSALE_ORDERS:-true}",
+        "FLASHSALE_OPERATOR_TOKEN": "${FLASHSALE_OPERATOR_TOKEN:-}",  # there is no secret in the file
+        "LOG_LEVEL": "${LOG_LEVEL:-info}",
+    }
+    config = load_config(environment={name: said(value) for name, value in given.items()})
+    assert (config.listen, config.grpc, config.http) == (f":{PORT}", f":{GRPC_PORT}", "shared")
+    assert (config.redis, config.database, config.orders) == ("redis:6379", url, True)
+    assert (config.log_format, config.log_level) == (LogFormat.JSON, LogLevel.INFO)
+    assert config.operator_token is None
+    assert config.rate_user is not None
+    assert config.rate_client is None, "all come from the balancer"
+
+
+def said(value: str) -> str:
+    """Return a value as compose has it when the shell says nothing."""
+    return re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value)
 
 
 def test_a_server_with_that_environment_sells_from_a_store_with_those_flags_and_is_healthy(
@@ -126,18 +121,27 @@ def test_a_server_with_that_environment_sells_from_a_store_with_those_flags_and_
 
 def test_the_way_through_kafka_has_what_it_must(services: dict[str, Any]) -> None:
     names = {name for name, service in services.items() if service.get("profiles") == ["kafka"]}
-    assert names == {"kafka", "postgres", "relay", "worker"}
-    assert not any("ports" in services[name] for name in names), "they are nobody's but each other's"
+    assert names == {"kafka", "relay", "worker"}
     settings = services["kafka"]["environment"]
     assert services["kafka"]["volumes"] == [f"kafka-data:{settings['KAFKA_LOG_DIRS']}"]
     assert settings["KAFKA_ADVERTISED_LISTENERS"] == "PLAINTEXT://kafka:9092"
-    for name in ("relay", "worker"):
+    of_server = services["server"]["environment"]
+    for name, where in (("relay", "REDIS_ADDR"), ("worker", "DATABASE_URL")):
         assert services[name]["build"] == services["server"]["build"]
         assert "kafka:9092" in services[name]["command"]
-    account = services["postgres"]["environment"]
-    url = f"postgresql://{account['POSTGRES_USER']}:{account['POSTGRES_PASSWORD']}@postgres/{account['POSTGRES_DB']}"
-    assert services["worker"]["environment"] == {"DATABASE_URL": url}
-    assert services["relay"]["environment"] == {"REDIS_ADDR": services["server"]["environment"]["REDIS_ADDR"]}
+        of_both = (where, "FLASHSALE_LOG_FORMAT", "LOG_LEVEL")
+        assert services[name]["environment"] == {variable: of_server[variable] for variable in of_both}
+
+
+def test_every_server_is_scraped(services: dict[str, Any]) -> None:
+    prometheus = services["prometheus"]
+    assert prometheus["profiles"] == ["metrics"]
+    source, target, mode = prometheus["volumes"][0].split(":")
+    assert (mode, f"--config.file={target}") == ("ro", prometheus["command"][0])
+    [job] = yaml.safe_load((ROOT / source).read_text())["scrape_configs"]
+    [found] = job["dns_sd_configs"]
+    assert (found["names"], found["type"], found["port"]) == (["server"], "A", PORT)
+    assert job["metrics_path"] == "/metrics"
 
 
 def test_the_image_has_every_file_it_needs_and_does_not_run_as_root(services: dict[str, Any]) -> None:
@@ -149,8 +153,8 @@ def test_the_image_has_every_file_it_needs_and_does_not_run_as_root(services: di
     for source in copied:
         assert (ROOT / source).exists(), source
     order = [first for first, *_ in words]
-    assert any(line.startswith("RUN pip install --no-cache-dir '.[kafka,postgres]' ") for line in lines)
+    assert any(line.startswith("RUN pip install --no-cache-dir '.[http,grpc,top,kafka,postgres]' ") for line in lines)
     assert order.index("RUN") < order.index("USER") < order.index("ENTRYPOINT")
     assert words[order.index("USER")][1] != "root"
     assert json.loads(lines[order.index("ENTRYPOINT")].removeprefix("ENTRYPOINT ")) == ["flashsale"]
-    assert f"EXPOSE {PORT}" in lines
+    assert f"EXPOSE {PORT} {GRPC_PORT}" in lines
