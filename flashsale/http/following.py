@@ -30,6 +30,9 @@ CHANGES_TOLD_COUNT = 6
 PRODUCTS_SHOWN_COUNT = 256
 """Products whose stock is told at the beginning to one who follows all."""
 
+KEPT_SIZE_MAX = 512 * 1024
+"""Bytes of changes that wait for one who wants the present alone, and takes nothing: beyond it the oldest go."""
+
 _TICKET = 0
 
 
@@ -60,7 +63,8 @@ class Follower:
         self.connected = True
         self._feed = feed
         self._keeps_up = keeps_up
-        self._frames: list[bytes] = []
+        self._frames: deque[bytes] = deque()
+        self._size = 0  # bytes
         self._came = asyncio.Event()
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._parting: Answer | None = None
@@ -88,7 +92,9 @@ class Follower:
             self._feed.pump(self)
         if not self._frames and self._parting is None:
             await self._came.wait()
-        frames, self._frames = self._frames, []
+        frames = list(self._frames)
+        self._frames.clear()
+        self._size = 0
         return frames
 
     @property
@@ -123,6 +129,9 @@ class Follower:
     def push(self, frames: bytes) -> None:
         """Take events."""
         self._frames.append(frames)
+        self._size += len(frames)
+        while self._keeps_up and self._size > KEPT_SIZE_MAX and len(self._frames) > 1:
+            self._size -= len(self._frames.popleft())
         self._came.set()
 
     def dismiss(self, answer: Answer) -> None:

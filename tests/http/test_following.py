@@ -9,8 +9,10 @@ import pytest
 
 from flashsale.domain.events import FeedEvent
 from flashsale.domain.requests import Restock
-from flashsale.http.following import CHANGES_TOLD_COUNT, worth_telling
+from flashsale.feed import Feed
+from flashsale.http.following import CHANGES_TOLD_COUNT, KEPT_SIZE_MAX, Follower, worth_telling
 from flashsale.launch import ServerProcess
+from flashsale.store.ledger import RedisLedger
 from flashsale.wire import encode_feed_event
 from tests.http.client import Http, Raw
 
@@ -159,6 +161,23 @@ def test_the_present_begins_with_how_it_is(
             while (sold := listener.next())["event"] == "stock":
                 pass  # of other products
             assert (sold["event"], sold["data"]["buyer"], sold["data"]["remaining"]) == ("sold", "bob", 7)
+
+
+async def test_whoever_takes_nothing_misses_the_oldest_and_costs_no_more(store_url: str) -> None:
+    feed = Feed(reading=RedisLedger(store_url), following=RedisLedger(store_url))
+    present, every = Follower(feed, keeps_up=True), Follower(feed, keeps_up=False)
+    assert present.writable
+    assert every.writable
+    for number in range(100):
+        present.push(b"%d" % number * 32_000)
+    every.push(b"x")
+    assert (present.writable, every.writable) == (True, False)
+    kept = await present.take()
+    assert sum(map(len, kept)) <= KEPT_SIZE_MAX
+    assert kept[-1].startswith(b"99")
+    assert await every.take() == [b"x"]
+    assert every.writable
+    await feed.close()
 
 
 def test_of_a_rush_the_last_changes_are_told() -> None:
