@@ -17,7 +17,7 @@ _LOOK_S = 1.0
 """Between two looks, unless a period ends before that."""
 _RETIRE_S = 10.0
 """Between two times that old sales are deleted."""
-_EARLY_S = 0.002
+_MARGIN_S = 0.002
 """How much later than reckoned a look at the end of a period is: one that came too early would be for nothing."""
 
 _log = logging.getLogger(__name__)
@@ -98,30 +98,31 @@ class Scheduler:
 
     async def _step(self) -> float:
         look = await self._schedules.look()
+        opened = [due for due in look.due if await self._open(due)]
         if look.due:
-            await self._open(look.due)
             look = await self._schedules.look()
         self._current = look.current
+        if opened and self._compare is not None:
+            await self._compare()
         loop = asyncio.get_running_loop()
         if loop.time() - self._retired_at >= _RETIRE_S:
             self._retired_at = loop.time()
             await self._tidy(look)
         ends = [float(next_begin(schedule, int(look.now_s))) for schedule in look.schedules.values()]
-        return min([_LOOK_S, *(at - look.now_s + _EARLY_S for at in ends)])
+        return min([_LOOK_S, *(at - look.now_s + _MARGIN_S for at in ends)])
 
-    async def _open(self, dues: Iterable[Due]) -> None:
-        for due in dues:
-            what = f"the sale of schedule '{due.schedule.name}' is not opened"
-            try:
-                opened = await self._schedules.open(due)
-            except StoreUnavailableError as error:  # of one schedule perhaps: the others are tried all the same
-                self._note(what, error)
-                continue
-            self._note(what, None)
-            if opened:
-                _log.info("sale %s is open, of schedule '%s'", due.product_id, due.schedule.name)
-                if self._compare is not None:
-                    await self._compare()
+    async def _open(self, due: Due) -> bool:
+        """Have a sale opened; return whether it was opened now. If one cannot be, others are tried all the same."""
+        what = f"the sale of schedule '{due.schedule.name}' is not opened"
+        try:
+            opened = await self._schedules.open(due)
+        except StoreUnavailableError as error:
+            self._note(what, error)
+            return False
+        self._note(what, None)
+        if opened:
+            _log.info("sale %s is open, of schedule '%s'", due.product_id, due.schedule.name)
+        return opened
 
     async def _tidy(self, look: Overview) -> None:
         """Have old sales deleted, and what is known of schedules that were removed."""

@@ -43,7 +43,7 @@ from tests.command_line import Result, call_here
 PATIENCE_S = 30.0
 COMMANDS = (
     "serve", "init", "restock", "refund", "pause", "resume", "close", "reset", "status", "buyers", "holds", "products",
-    "audit", "watch", "demo", "completion",
+    "audit", "schedule", "watch", "demo", "completion",
 )  # fmt: skip
 
 Argument = str | bytes

@@ -24,6 +24,7 @@ from flashsale.domain.answers import Cancelled, Failed, Held, NotOpen, SoldOut, 
 from flashsale.domain.batches import Batch
 from flashsale.domain.requests import Close, Pause, Purchase, Restock, Resume
 from flashsale.domain.sale import Terms
+from flashsale.domain.schedules import Schedule
 from flashsale.http import session
 from flashsale.http.current import refused as checkout_reply
 from flashsale.http.openapi import OPERATIONS
@@ -312,6 +313,7 @@ async def test_the_user_of_the_store_may_do_what_is_needed_and_no_more(limited_s
         await sell_out(url)
         await look_and_change(admin)
         await drift_and_repair(admin, url)
+        await repeat(admin)
         await admin.reset("p")
     stats = everything.info("commandstats")
     assert {entry["object"] for entry in everything.acl_log()} <= {"client|setinfo"}
@@ -374,6 +376,18 @@ async def drift_and_repair(admin, url):
         await client.delete("product:p:users")
     before, after = await admin.repair("p")
     assert (before.difference_count, after.ok) == (25, True)
+
+
+async def repeat(admin):
+    await admin.schedules.add(Schedule(name="s", every_s=1, item_count=5, numbered=True, keep_s=0))
+    for due in (await admin.schedules.look()).due:
+        await admin.schedules.open(due)
+    sale = (await admin.schedules.look()).opened["s"]
+    await admin.schedules.remove("s")
+    while (await admin.schedules.look()).now_s < sale.ends_at:  # noqa: ASYNC110 - it is the store's clock
+        await asyncio.sleep(0.05)
+    assert await admin.schedules.retire() == 0, "there is no database"
+    await admin.schedules.forget(["s"])
 
 
 def test_every_command_is_shown():
