@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashsale.domain.sale import PLAIN, Terms
 from flashsale.domain.schedules import (
     CurrentSale,
     Due,
@@ -75,6 +76,12 @@ def test_a_sale_is_called_by_its_begin_and_its_epoch() -> None:
     assert re.fullmatch("[0-9a-f]{8}", due.epoch)
     assert due.product_id == Due(Schedule(name="hourly", every_s=60, item_count=1), due.begins_at).product_id
     assert len({due.epoch, Due(schedule("other"), due.begins_at).epoch, Due(schedule(), TEN).epoch}) == 3
+
+
+def test_a_schedule_without_further_words_is_that_of_a_plain_sale() -> None:
+    assert schedule().terms == PLAIN
+    numbered = Schedule(name="n", every_s=60, item_count=10, limit=2, hold_s=5, hold_total_s=9, numbered=True)
+    assert numbered.terms == Terms(limit=2, hold_s=5, hold_total_s=9, numbered=True)
 
 
 @pytest.mark.parametrize("name", ["a", "hourly", "Half-hour_2", "9", "a" * 12])
