@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
 from msgspec import Struct
@@ -21,6 +22,8 @@ from msgspec import Struct
 from flashsale.client import Client
 from flashsale.domain.answers import SoldOut, Success
 from flashsale.errors import AnswerTimeoutError, ConnectionLostError
+from flashsale.grpc.orders_pb2 import PurchaseRequest
+from flashsale.grpc.orders_pb2_grpc import OrderServiceStub
 from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin
 from flashsale.store.embedded import EmbeddedStore
@@ -55,6 +58,7 @@ class Balanced(Struct, frozen=True):
 
     servers: list[ServerProcess]
     port: int
+    grpc_port: int
     store_url: str
     start_server: Callable[[int], ServerProcess]
     """Starts one at that port."""
@@ -74,15 +78,20 @@ def balanced(
         log = stack.enter_context((home / "log").open("wb"))
 
         def start_server(port: int) -> ServerProcess:
-            flags = ["--listen", f"127.0.0.1:{port}", "--redis", embedded.url]
+            flags = ["--listen", f"127.0.0.1:{port}", "--grpc", "127.0.0.1:0", "--redis", embedded.url]
             return stack.enter_context(ServerProcess(flags, environment=environment, log=log.fileno()))
 
         servers = [start_server(0), start_server(0)]
         ports = {"8080": free_port(), "50051": free_port()}
-        lines = "\n".join(f"  server server{i} 127.0.0.1:{server.port}" for i, server in enumerate(servers))
         text = CONFIG.read_text()
+
+        def server_lines(template: re.Match[str]) -> str:
+            of_grpc = template[1] == "50051"
+            where = [(server.grpc_port if of_grpc else server.port, server.port) for server in servers]
+            return "\n".join(f"  server server{port} 127.0.0.1:{port} port {asked}" for port, asked in where)
+
         for pattern, there_are, instead in (
-            (TEMPLATE, 2, lines),
+            (TEMPLATE, 2, server_lines),
             (RESOLVERS, 1, ""),
             (re.compile(r"bind :(\d+)"), 2, lambda found: f"bind 127.0.0.1:{ports[found[1]]}"),
             (re.compile(r"check inter 1s fall 3 rise 1 port 8080"), 1, "check inter 100ms fall 3 rise 1"),
@@ -96,7 +105,7 @@ def balanced(
         stack.callback(process.wait)
         stack.callback(process.kill)
         wait_until(lambda: pings(ports["8080"]))
-        yield Balanced(servers, ports["8080"], embedded.url, start_server)
+        yield Balanced(servers, ports["8080"], ports["50051"], embedded.url, start_server)
 
 
 def pings(port: int) -> bool:
@@ -206,3 +215,12 @@ async def test_http_goes_the_same_way(balanced: Balanced, product_id: str) -> No
         answer = link.getresponse()
         assert (answer.status, json.loads(answer.read())["success"]) == (200, True)
         link.close()
+
+
+async def test_grpc_goes_through_it_to_a_port_of_its_own(balanced: Balanced, product_id: str) -> None:
+    async with Admin(balanced.store_url) as admin:
+        await admin.init(product_id, 4)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{balanced.grpc_port}") as channel:
+        request = PurchaseRequest(request_id="r", user_id="ann", item_id=product_id, quantity=1)
+        answer = await OrderServiceStub(channel).Purchase(request, timeout=PATIENCE_S)
+    assert (answer.success, answer.remaining) == (True, 3)

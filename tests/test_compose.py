@@ -97,17 +97,22 @@ def said(value: str) -> str:
 
 
 def test_a_server_with_that_environment_sells_from_a_store_with_those_flags_and_is_healthy(
-    services: dict[str, Any], redis_port: int
+    services: dict[str, Any], redis_port: int, home: Path
 ) -> None:
-    settings = {
-        "LISTEN_ADDR": services["server"]["environment"]["LISTEN_ADDR"].replace(str(PORT), "0"),
-        "REDIS_ADDR": services["server"]["environment"]["REDIS_ADDR"].replace("redis:6379", f"localhost:{redis_port}"),
+    settings = {name: said(value) for name, value in services["server"]["environment"].items()}
+    settings |= {
+        "LISTEN_ADDR": settings["LISTEN_ADDR"].replace(str(PORT), "0"),
+        "FLASHSALE_GRPC": settings["FLASHSALE_GRPC"].replace(str(GRPC_PORT), "0"),
+        "REDIS_ADDR": settings["REDIS_ADDR"].replace("redis:6379", f"localhost:{redis_port}"),
     }
-    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR")
+    ours = ("FLASHSALE_", "REDIS_", "LISTEN_ADDR", "LOG_LEVEL", "PORT")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | settings
     environment["FLASHSALE_ORDERS"] = "false"  # one process, which can be stopped as a whole
     assert services["server"]["command"] == ["serve"]
-    with ServerProcess(environment=environment, log=subprocess.DEVNULL) as server:
+    with (
+        (home / "log").open("wb") as log,
+        ServerProcess(environment=environment, log=log.fileno()) as server,
+    ):
         assert is_healthy(services, server.port)
         os.kill(server.pid, signal.SIGSTOP)
         try:
@@ -117,6 +122,7 @@ def test_a_server_with_that_environment_sells_from_a_store_with_those_flags_and_
         assert is_healthy(services, server.port)
         port = server.port
     assert not is_healthy(services, port), "it is gone"
+    assert [json.loads(line)["level"] for line in (home / "log").read_text().splitlines()]
 
 
 def test_the_way_through_kafka_has_what_it_must(services: dict[str, Any]) -> None:
