@@ -29,7 +29,7 @@ from flashsale.limiting import Gate
 from flashsale.peers import Proxies
 from flashsale.scheduling import Scheduler
 from flashsale.server import Record, ServerLimits, TcpServer
-from flashsale.sockets import Port
+from flashsale.sockets import Port, tell_ready
 from flashsale.store.admin import Admin
 from flashsale.store.calendar import RedisCalendar
 from flashsale.store.durability import Durability
@@ -93,6 +93,7 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
             line = f"Server initialized - Listening on {ports.listen}, Redis: {store}{ports.others}"
             announce(line)
             _log.info(line)
+            tell_ready()
             for port in ports.open_to_others:
                 _log.warning("listening beyond loopback: whoever reaches %s can buy", port)
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 import resource
 import socket
 import struct
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -89,6 +91,19 @@ def reset(transport: asyncio.Transport) -> None:
     if link is not None:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()
+
+
+def tell_ready(environment: Mapping[str, str] = os.environ) -> None:
+    """Tell systemd that the service is up, if it has started this process and wants to know (sd_notify(3))."""
+    path = environment.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+            link.sendto(b"READY=1", address)
+    except OSError as error:
+        _log.warning("systemd cannot be told that the server is up: %s", error.strerror)
 
 
 class Port:
