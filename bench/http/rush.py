@@ -76,6 +76,7 @@ class Rush:
         self.timings.end()
         for line in [*self._free, *self._under_way]:
             line.close()
+        await asyncio.sleep(0)  # they are closed in the loop's next turn
 
     async def _connect(self, host: str, port: int) -> None:
         loop = asyncio.get_running_loop()
