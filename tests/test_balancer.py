@@ -20,6 +20,7 @@ import yaml
 from msgspec import Struct
 
 from flashsale.client import Client
+from flashsale.config import Config
 from flashsale.domain.answers import SoldOut, Success
 from flashsale.errors import AnswerTimeoutError, ConnectionLostError
 from flashsale.grpc.orders_pb2 import PurchaseRequest
@@ -138,7 +139,7 @@ def test_it_fits_the_file_that_uses_it() -> None:
     maxconn = int(re.search(r"maxconn (\d+)", text)[1])  # type: ignore[index]
     assert services["balancer"]["ulimits"]["nofile"] > 2 * maxconn
     idle_s = int(re.search(r"timeout client (\d+)s", text)[1])  # type: ignore[index]
-    assert idle_s > 300, "the servers part from silent clients first"
+    assert idle_s > Config().idle_timeout_s, "the servers part from silent clients first"
 
 
 async def test_buyers_go_on_when_a_server_is_killed(balanced: Balanced, product_id: str) -> None:

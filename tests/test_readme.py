@@ -15,6 +15,7 @@ import click
 import msgspec
 import pytest
 import redis
+import yaml
 from redis.asyncio import Redis
 
 from flashsale import Client, cli, crash
@@ -70,6 +71,17 @@ def test_the_durability_table_is_the_check():
     table = {row[0].split("`")[0]: row[1] for row in rows("Durability")}
     assert set(table) == set(Durability)
     assert table["local"] == ", ".join(f"`{name} {value}`" for name, value in REQUIRED.items()).strip("`")
+
+
+def test_the_services_are_those_of_the_compose_file():
+    named = [name.strip("`") for row in rows("With Docker") for name in row[0].split(", ")]
+    assert sorted(named) == sorted(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"])
+
+
+def test_the_members_of_a_log_line_are_those_of_the_example():
+    shown = json.loads(re.search(r"^```json\n(.*?)```", section("Logs"), re.MULTILINE | re.DOTALL)[1])
+    named = [row[0] for row in rows("Logs")]
+    assert named == [*shown, "exception"]
 
 
 def test_the_crash_points_are_those_of_the_code():
