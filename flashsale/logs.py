@@ -50,6 +50,11 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 _log = logging.getLogger(__name__)
 
 
+def printable(text: str) -> str:
+    """Return the text with what could play tricks on a terminal escaped: user ids come from strangers."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class LogFormat(StrEnum):
     """How lines look."""
 
@@ -111,9 +116,9 @@ class TextFormatter(logging.Formatter):
         self._redact = redact
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the line, with the id of the request that it is about."""
+        """Return the line, with the id of the request that it is about; nobody can make it look like two."""
         about = request_id.get()
-        return super().formatMessage(record) + (f" (request {about})" if about else "")
+        return printable(super().formatMessage(record).rstrip()) + (f" (request {about})" if about else "")
 
     def format(self, record: logging.LogRecord) -> str:
         """Return all of it, without secrets."""

@@ -135,6 +135,12 @@ def test_a_text_line_names_the_request() -> None:
     assert text.endswith(" WARNING it failed (request r-1)")
 
 
+def test_nobody_makes_two_lines_of_one_or_moves_the_cursor(line: Callable[..., str]) -> None:
+    told = line("no product '%s'", "x\n2026-01-01 00:00:00,000 INFO all is well\x1b[2K\r")
+    assert told.isprintable()
+    assert "x\\n2026" in told
+
+
 def test_json_without_what_makes_it_is_refused_with_a_sentence() -> None:
     sentence = r"^the log format 'json' needs structlog: install 'flashsale\[http\]', or use 'text'$"
     with patch.dict(sys.modules, {"structlog": None}), pytest.raises(ConfigError, match=sentence):

@@ -16,6 +16,7 @@ from flashsale.config import Config, OnReject, load_config, secrets_of
 from flashsale.domain.bounds import STOCK_MAX
 from flashsale.domain.ids import check_product_id, parse_order_id
 from flashsale.errors import InvalidValueError
+from flashsale.logs import printable as printable  # the commands take it from here
 from flashsale.store.admin import Admin
 from flashsale.terms import check_stock, parse_duration, parse_moment
 
@@ -148,8 +149,3 @@ def print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, right
     for row in table:
         cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
         click.echo("  ".join(cells).rstrip())
-
-
-def printable(text: str) -> str:
-    """Return the text with what could play tricks on a terminal escaped: user ids come from strangers."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
