@@ -223,7 +223,7 @@ async def _sell(
         http = None
         if config.http != "off":
             http = _open_http(config, asker, feed, scheduler, admin, draining, gate, batcher.record)
-        grpc = None if ports.grpc is None else _open_grpc(config, asker, feed)
+        grpc = None if ports.grpc is None else _open_grpc(config, asker, feed, gate, batcher.record)
         limits = msgspec.convert(config, ServerLimits, from_attributes=True)
         make_http = http.make_session if http else None
         server = TcpServer(batcher.submit, limits, feed, make_http, gate, batcher.record)
@@ -298,11 +298,13 @@ def _open_http(
     return HttpDoor(services, body_size_max=config.payload_size_max)
 
 
-def _open_grpc(config: Config, asker: Asker, feed: Feed) -> "GrpcDoor":
+def _open_grpc(config: Config, asker: Asker, feed: Feed, gate: Gate | None, record: Record) -> "GrpcDoor":
     """Return the gRPC door; raise ConfigError when what it is made of is not installed."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what clients do wrong fills no log; read when it is imported
     try:
         from flashsale.grpc.door import GrpcDoor, GrpcLimits
+        from flashsale.grpc.rates import Rates
     except ModuleNotFoundError as error:
         raise ConfigError(f"gRPC needs {error.name}: install 'flashsale[grpc]'") from error
-    return GrpcDoor(asker.ask, feed, msgspec.convert(config, GrpcLimits, from_attributes=True))
+    rates = Rates(gate, Proxies(config.trusted_proxies or ""), record) if gate is not None else None
+    return GrpcDoor(asker.ask, feed, msgspec.convert(config, GrpcLimits, from_attributes=True), rates)

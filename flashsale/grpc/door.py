@@ -16,6 +16,7 @@ from flashsale.feed import Feed
 from flashsale.grpc.core import Core
 from flashsale.grpc.orders import Ask, make_handlers
 from flashsale.grpc.orders_pb2 import DESCRIPTOR
+from flashsale.grpc.rates import Rates
 from flashsale.grpc.watching import Watching
 
 SERVICE = DESCRIPTOR.services_by_name["OrderService"].full_name
@@ -25,10 +26,10 @@ _OLDER_PURCHASE = ".OrderService/Purchase"
 
 METADATA_SIZE_MAX = 8 * 1024
 """Bytes of a call's metadata; the ids are not in there."""
-_KEEPALIVE_S = 60
+KEEPALIVE_S = 60
 """A connection that says nothing for so long is asked whether it is still there."""
-_KEEPALIVE_ANSWER_S = 20
-_PING_PAUSE_S = 10
+KEEPALIVE_ANSWER_S = 20
+PING_PAUSE_S = 10
 """A client may ask that every so many seconds; one that does so more often is parted from."""
 _LINGER_S = 1.0
 """At the end, for answers to get out, behind which only streams of health and reflection are left."""
@@ -88,23 +89,24 @@ class Methods:
 class GrpcDoor:
     """OrderService, health and reflection on one port. Belongs to one event loop."""
 
-    def __init__(self, ask: Ask, feed: Feed, limits: GrpcLimits) -> None:
+    def __init__(self, ask: Ask, feed: Feed, limits: GrpcLimits, rates: Rates | None = None) -> None:
         """Serve nothing yet.
 
         Args:
             ask: has a request decided.
             feed: serves those who follow a sale.
             limits: the bounds.
+            rates: refuses who comes too often.
         """
         logging.getLogger("grpc").setLevel(logging.CRITICAL)  # what clients do wrong fills no log
         self._limits = limits
         self._watching = Watching(
-            feed, watcher_count_max=limits.watcher_count_max, write_timeout_s=limits.write_timeout_s
+            feed, rates, watcher_count_max=limits.watcher_count_max, write_timeout_s=limits.write_timeout_s
         )
         self._health = health.HealthServicer()
         self._methods = Methods()
         unary = grpc.unary_unary_rpc_method_handler
-        self._methods.add(SERVICE, {name: unary(handler) for name, handler in make_handlers(ask).items()})
+        self._methods.add(SERVICE, {name: unary(handler) for name, handler in make_handlers(ask, rates).items()})
         self._methods.add(SERVICE, {"Watch": grpc.unary_stream_rpc_method_handler(self._watching.watch)})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._methods)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
@@ -124,6 +126,10 @@ class GrpcDoor:
         await self._health.set(SERVICE, 1)
         await self._core.start(address)
 
+    async def retire(self) -> None:
+        """Have health say NOT_SERVING, so that buyers are sent elsewhere; calls are answered as before."""
+        await self._health.enter_graceful_shutdown()
+
     async def drain(self, answered: Awaitable[None], *, timeout_s: float) -> None:
         """Take no new calls, end the streams, answer what is under way.
 
@@ -131,7 +137,7 @@ class GrpcDoor:
             answered: done when every submitted request has its answer.
             timeout_s: after so many seconds the calls that are left are cancelled.
         """
-        await self._health.enter_graceful_shutdown()
+        await self.retire()
         self._watching.drain()
         stopping = asyncio.get_running_loop().create_task(self._core.stop(timeout_s))
         try:
@@ -159,8 +165,8 @@ def _options(limits: GrpcLimits) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests_hard_limit", limits.call_count_max),
         ("grpc.server_handshake_timeout_ms", round(limits.frame_timeout_s * 1000)),
         ("grpc.max_connection_idle_ms", round(limits.idle_timeout_s * 1000)),
-        ("grpc.keepalive_time_ms", _KEEPALIVE_S * 1000),
-        ("grpc.keepalive_timeout_ms", _KEEPALIVE_ANSWER_S * 1000),
+        ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_S * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", _PING_PAUSE_S * 1000),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_PAUSE_S * 1000),
     ]

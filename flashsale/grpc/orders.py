@@ -34,6 +34,7 @@ from flashsale.grpc.outcomes import (
     refuse,
     refuse_with,
 )
+from flashsale.grpc.rates import Rates
 
 PLACED = "order placed successfully"
 MISSING_FIELDS = "missing required fields"
@@ -47,20 +48,26 @@ _Asked = TypeVar("_Asked", bound=Message)
 _log = logging.getLogger(__name__)
 
 
-def make_handlers(ask: Ask) -> dict[str, Handler]:
-    """Return the handlers of the calls, by name; `ask` has a request decided."""
+def make_handlers(ask: Ask, rates: Rates | None = None) -> dict[str, Handler]:
+    """Return the handlers of the calls, by name.
+
+    Args:
+        ask: has a request decided.
+        rates: refuses who comes too often; without it nobody is asked who he is.
+    """
     return {
-        "Purchase": _make(ask, PurchaseRequest, _read_purchase, _write_purchase),
-        "Reserve": _make(ask, ReserveRequest, _read_reserve, _write_hold),
-        "Confirm": _make(ask, ConfirmRequest, _read_confirm, _write_confirmed),
-        "Cancel": _make(ask, CancelRequest, _read_cancel, _write_cancelled),
-        "Extend": _make(ask, ExtendRequest, _read_extend, _write_hold),
-        "Status": _make(ask, StatusRequest, _read_status, _write_status),
+        "Purchase": _make(ask, rates, PurchaseRequest, _read_purchase, _write_purchase),
+        "Reserve": _make(ask, rates, ReserveRequest, _read_reserve, _write_hold),
+        "Confirm": _make(ask, rates, ConfirmRequest, _read_confirm, _write_confirmed),
+        "Cancel": _make(ask, rates, CancelRequest, _read_cancel, _write_cancelled),
+        "Extend": _make(ask, rates, ExtendRequest, _read_extend, _write_hold),
+        "Status": _make(ask, rates, StatusRequest, _read_status, _write_status),
     }
 
 
 def _make(
     ask: Ask,
+    rates: Rates | None,
     message: type[_Asked],
     read: Callable[[_Asked], BuyerRequest | str],
     write: Callable[[Answer, Any], bytes],
@@ -69,6 +76,7 @@ def _make(
 
     Args:
         ask: has a request decided.
+        rates: refuses who comes too often.
         message: what it takes.
         read: makes a request of that, or the error text that answers it.
         write: makes a response of the answer, or has the call, given by its context, end with another status.
@@ -80,7 +88,8 @@ def _make(
             request = read(parse(raw))
             if isinstance(request, str):
                 return refuse(context, bad_request(request))
-            return write(await ask(request), context)
+            busy = rates.refuse(request, context) if rates is not None else None
+            return write(busy or await ask(request), context)
         except DecodeError:
             return refuse(context, UNREADABLE)
         except Exception:  # noqa: BLE001 - a bug, met with the safe answer; gRPC would tell the client what it was

@@ -86,13 +86,15 @@ FAILURES: dict[str, Refusal] = {
 }
 """By the text of a failure; any other is the request's own fault."""
 
+TOO_OFTEN = Refusal(_Code.RESOURCE_EXHAUSTED, "rate-limited", "too many requests")
+"""From this user, from this client, or for this operation."""
 _BAD = Refusal(_Code.INVALID_ARGUMENT, "bad-request", "")
 UNREADABLE = Refusal(_Code.INVALID_ARGUMENT, "unreadable", "the message cannot be read")
 DUPLICATE = Refusal(_Code.ALREADY_EXISTS, "duplicate", "duplicate request")
 TOO_SLOW = Refusal(_Code.RESOURCE_EXHAUSTED, "too-slow", "the events were not taken; go on from where you were")
 ENDING = Refusal(_Code.UNAVAILABLE, "ending", "the server ends; go on at another one from where you were", _PAUSE_S)
 DEFECT = Refusal(_Code.INTERNAL, "defect", "internal error; it is not known whether this was done")
-OTHERS = (_BAD, UNREADABLE, DUPLICATE, TOO_SLOW, ENDING, DEFECT)
+OTHERS = (TOO_OFTEN, _BAD, UNREADABLE, DUPLICATE, TOO_SLOW, ENDING, DEFECT)
 """Those that are no answer's."""
 
 _METADATA = {reason: reason.as_metadata() for reason in (*REFUSALS.values(), *FAILURES.values(), *OTHERS)}
@@ -108,6 +110,8 @@ def refusal_of(answer: Answer) -> tuple[Refusal, Metadata]:
     if isinstance(answer, Failed):
         refusal = bad_request(answer.error)
         return refusal, refusal.as_metadata()
+    if isinstance(answer, Busy) and answer.retry_after_ms is not None:
+        return TOO_OFTEN, (*TOO_OFTEN.as_metadata(), (RETRY_KEY, str(-(-answer.retry_after_ms // 1000))))
     refusal = REFUSALS[type(answer)]
     metadata = _METADATA[refusal]
     if isinstance(answer, SoldOut) and answer.remaining_stock:

@@ -30,10 +30,11 @@ from flashsale.grpc.outcomes import (
     refuse,
     refuse_with,
 )
+from flashsale.grpc.rates import Rates
 from flashsale.wire import FrameReader, decode_feed_event
 
 _EPOCH_LENGTH_MAX = 64
-_TOGETHER_COUNT_MAX = 128
+TOGETHER_COUNT_MAX = 128
 """Events in one response: some 16 KiB, and 0.3 ms to make it."""
 
 _log = logging.getLogger(__name__)
@@ -103,15 +104,19 @@ class Watcher:
 class Watching:
     """All streams of a worker."""
 
-    def __init__(self, feed: Feed, *, watcher_count_max: int, write_timeout_s: float) -> None:
+    def __init__(
+        self, feed: Feed, rates: Rates | None = None, *, watcher_count_max: int, write_timeout_s: float
+    ) -> None:
         """Serve nobody yet.
 
         Args:
             feed: what the events come from.
+            rates: refuses who comes too often.
             watcher_count_max: streams at once; one beyond them is told that the server is busy.
             write_timeout_s: a client that does not take a response for so long is parted from.
         """
         self._feed = feed
+        self._rates = rates
         self._watcher_count_max = watcher_count_max
         self._write_timeout_s = write_timeout_s
         self._watchers: set[Watcher] = set()
@@ -133,8 +138,9 @@ class Watching:
         if self._draining:
             refuse(context, ENDING)
             return
-        if len(self._watchers) >= self._watcher_count_max:
-            refuse_with(context, BUSY)
+        busy = self._rates.refuse(request, context) if self._rates is not None else None
+        if busy is not None or len(self._watchers) >= self._watcher_count_max:
+            refuse_with(context, busy or BUSY)
             return
         watcher = Watcher()
         self._watchers.add(watcher)
@@ -185,8 +191,8 @@ class Watching:
         if frames is not known:
             payloads = [payload for _, payload in FrameReader().feed(frames)]
             responses = [
-                _encode([decode_feed_event(payload) for payload in payloads[start : start + _TOGETHER_COUNT_MAX]])
-                for start in range(0, len(payloads), _TOGETHER_COUNT_MAX)
+                _encode([decode_feed_event(payload) for payload in payloads[start : start + TOGETHER_COUNT_MAX]])
+                for start in range(0, len(payloads), TOGETHER_COUNT_MAX)
             ]
             self._last = frames, responses
         return responses
