@@ -23,6 +23,7 @@ from bench.stage import SERVE, child_environment, started_server, temporary_home
 from flashsale.errors import FlashsaleError
 
 EMPTY, SOLD_OUT, SELLING = "an empty method", "Purchase, sold out", "Purchase, selling"
+PURCHASES = (SOLD_OUT, SELLING)
 _EMPTY_COMMAND = (sys.executable, "-m", "bench.peers.grpc_empty")
 _PRODUCT_ID = "called"
 _STOCK_PLENTY = 1_000_000_000
@@ -64,9 +65,8 @@ async def _compare(round_count: int, duration_s: float, progress: Callable[[str]
     cells: Cells = {name: [] for name in _EXPECTED}
     with temporary_home() as home, started_server(home, _EMPTY_COMMAND) as empty:
         async with open_rig((*SERVE, "--grpc", "127.0.0.1:0")) as rig:
-            places = {EMPTY: (empty.pid, empty.port)} | dict.fromkeys(
-                (SOLD_OUT, SELLING), (rig.server.pid, rig.server.grpc_port)
-            )
+            own = rig.server.pid, rig.server.grpc_port
+            places = {EMPTY: (empty.pid, empty.port)} | dict.fromkeys(PURCHASES, own)
             for name, place in places.items():
                 await _run(rig, name, *place, min(_WARM_UP_S, duration_s))
             for number in range(1, round_count + 1):
@@ -134,7 +134,7 @@ async def _send(crowd: Crowd) -> Told:
 def targets_of(cells: Cells) -> list[Target]:
     """Return the ratios of throughput beside what they have to be, and those of CPU."""
     targets = []
-    for name in (SOLD_OUT, SELLING):
+    for name in PURCHASES:
         pairs = list(zip(cells[name], cells[EMPTY], strict=True))
         rates = [own.throughput_per_s / empty.throughput_per_s for own, empty in pairs]
         costs = [own.server_cpu_us / empty.server_cpu_us for own, empty in pairs]
