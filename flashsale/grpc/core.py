@@ -104,7 +104,7 @@ class Core:
 
 async def _end(server: _Server, grace_s: float) -> None:
     """Have a server end; one that has failed says first with what."""
-    with suppress(UnicodeDecodeError):
+    with suppress(Exception):  # it was noted when it failed
         await server.shutdown(grace_s)
         return
     await server.shutdown(grace_s)

@@ -4,7 +4,6 @@ The handlers take and return bytes, so that one of them alone decides what an un
 parsing, asking and serializing is done for a call: each is one coroutine.
 """
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
@@ -13,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from flashsale.domain.answers import Answer, Cancelled, Held, ProductStatus, Success
 from flashsale.domain.checks import check, check_purchase
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Request, Reserve
+from flashsale.grpc.defects import tell_defect
 from flashsale.grpc.orders_pb2 import (
     CancelRequest,
     CancelResponse,
@@ -26,7 +26,6 @@ from flashsale.grpc.orders_pb2 import (
     StatusResponse,
 )
 from flashsale.grpc.outcomes import (
-    DEFECT,
     DUPLICATE,
     FIRST_KEY,
     UNREADABLE,
@@ -44,8 +43,6 @@ Handler: TypeAlias = Callable[[bytes, Any], Awaitable[bytes]]
 """Takes the bytes of a request and the call's context, returns the bytes of the response."""
 
 _Asked = TypeVar("_Asked", bound=Message)
-
-_log = logging.getLogger(__name__)
 
 
 def make_handlers(ask: Ask, rates: Rates | None = None) -> dict[str, Handler]:
@@ -92,9 +89,8 @@ def _make(
             return write(busy or await ask(request), context)
         except DecodeError:
             return refuse(context, UNREADABLE)
-        except Exception:  # noqa: BLE001 - a bug, met with the safe answer; gRPC would tell the client what it was
-            _log.exception("a call failed")
-            return refuse(context, DEFECT)
+        except Exception:  # noqa: BLE001 - a bug, which is logged there
+            return tell_defect(context, message.__name__)
 
     return handle
 

@@ -30,6 +30,7 @@ REASON_KEY = "reason"
 RETRY_KEY = "retry-after"
 REMAINING_KEY = "remaining"
 OPENS_AT_KEY = "opens-at"
+ID_KEY = "x-request-id"
 FIRST_KEY = "first-response-bin"
 """The bytes of the response that a request got when it came first."""
 

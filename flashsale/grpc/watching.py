@@ -5,7 +5,6 @@ not before the last one of a slice does the watcher take more, and until then wh
 """
 
 import asyncio
-import logging
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -16,10 +15,10 @@ from flashsale.domain.checks import MISSING_FIELD, check
 from flashsale.domain.events import FeedEvent, Mark
 from flashsale.domain.requests import Subscribe
 from flashsale.feed import Feed
+from flashsale.grpc.defects import tell_defect
 from flashsale.grpc.orders import as_bytes
 from flashsale.grpc.orders_pb2 import SaleEvent, WatchRequest, WatchResponse
 from flashsale.grpc.outcomes import (
-    DEFECT,
     ENDING,
     TOO_SLOW,
     UNREADABLE,
@@ -36,8 +35,6 @@ from flashsale.wire import FrameReader, decode_feed_event
 _EPOCH_LENGTH_MAX = 64
 TOGETHER_COUNT_MAX = 128
 """Events in one response: some 16 KiB, and 0.3 ms to make it."""
-
-_log = logging.getLogger(__name__)
 
 
 class Watcher:
@@ -150,9 +147,8 @@ class Watching:
                 refuse(context, *watcher.ending)
         except TimeoutError:
             refuse(context, TOO_SLOW)
-        except Exception:  # noqa: BLE001 - a bug that one stream meets
-            _log.exception("a stream failed")
-            refuse(context, DEFECT)
+        except Exception:  # noqa: BLE001 - a bug, which is logged there
+            tell_defect(context, "Watch")
         finally:
             watcher.gone = True
             self._watchers.discard(watcher)

@@ -3,22 +3,15 @@
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import pytest
 
 from flashsale import Client
-from flashsale.domain.answers import BUSY
 from flashsale.domain.requests import Pause
-from flashsale.feed import Feed
-from flashsale.grpc.door import GrpcDoor, GrpcLimits
 from flashsale.grpc.orders_pb2 import PurchaseRequest, SaleEvent, WatchRequest, WatchResponse
 from flashsale.grpc.orders_pb2_grpc import OrderServiceStub
-from flashsale.sockets import Port
 from flashsale.store.admin import Admin
-from flashsale.store.ledger import RedisLedger
-from flashsale.subscriptions import FeedLimits
 from tests.grpc.client import PATIENCE_S
 
 SALES_COUNT = 2_000
@@ -157,70 +150,3 @@ def test_a_watcher_that_takes_nothing_is_parted_from_and_loses_nothing(start_ser
         quick.cancel()
         again.cancel()
     assert server.stop() == 0
-
-
-# Bounds, of a door in this process
-
-
-@asynccontextmanager
-async def open_door(store_url, *, feed_limits=None, **limits):
-    """A client of a door over that store, whose buyers are all told that it is busy."""
-    bounds = {
-        "payload_size_max": 65_536,
-        "connection_count_max": 100,
-        "in_flight_count_max": 100,
-        "idle_timeout_s": 60,
-        "frame_timeout_s": 10,
-        "write_timeout_s": 10,
-    }
-
-    async def ask(request):
-        return BUSY
-
-    async def nothing_waits():
-        pass
-
-    feed = Feed(RedisLedger(store_url), RedisLedger(store_url), feed_limits)
-    door = GrpcDoor(ask, feed, GrpcLimits(**bounds | limits))
-    async with AsyncExitStack() as stack:
-        port = stack.enter_context(Port("127.0.0.1", 0))
-        await door.start(port.bind())
-        async with grpc.aio.insecure_channel(str(port)) as channel:
-            yield OrderServiceStub(channel)
-        await door.drain(nothing_waits(), timeout_s=5)
-        await feed.close()
-
-
-async def test_watchers_are_bounded(store_url, product_id):
-    async with Admin(store_url) as admin:
-        await admin.init(product_id, 1)
-    request = WatchRequest(product_id=product_id)
-    for bounds in {"watcher_count_max": 1}, {"feed_limits": FeedLimits(cursor_count_max=1)}:
-        async with open_door(store_url, **bounds) as orders:
-            first = orders.Watch(request)
-            await first.read()
-            with pytest.raises(grpc.aio.AioRpcError) as error:
-                await orders.Watch(request).read()
-            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert dict(error.value.trailing_metadata()) == {"reason": "busy", "retry-after": "1"}
-            first.cancel()
-            while True:  # until the server knows
-                stream = orders.Watch(request)
-                try:
-                    await stream.read()
-                except grpc.aio.AioRpcError:
-                    continue
-                stream.cancel()
-                break
-
-
-async def test_calls_under_way_are_bounded(store_url, product_id):
-    async with Admin(store_url) as admin:
-        await admin.init(product_id, 1)
-    async with open_door(store_url, call_count_max=1) as orders:
-        stream = orders.Watch(WatchRequest(product_id=product_id))
-        await stream.read()
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await orders.Purchase(PurchaseRequest())
-        assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        stream.cancel()

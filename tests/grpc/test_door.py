@@ -1,0 +1,128 @@
+"""The bounds of a door, and what it does when it meets a bug: a real one, in this process."""
+
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import pytest
+
+from flashsale.domain.answers import BUSY
+from flashsale.feed import Feed
+from flashsale.grpc.door import GrpcDoor, GrpcLimits
+from flashsale.grpc.orders_pb2 import PurchaseRequest, WatchRequest
+from flashsale.grpc.orders_pb2_grpc import OrderServiceStub
+from flashsale.grpc.rates import address_of
+from flashsale.sockets import Port
+from flashsale.store.admin import Admin
+from flashsale.store.ledger import RedisLedger
+from flashsale.subscriptions import FeedLimits
+from tests.grpc.client import PATIENCE_S
+
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+PURCHASE = PurchaseRequest(item_id="p", request_id="r", user_id="ann", quantity=1)
+
+
+async def be_busy(request):
+    return BUSY
+
+
+@asynccontextmanager
+async def open_door(store_url, ask=be_busy, *, feed_limits=None, **limits):
+    """The address of a door in this process, whose watchers follow that store."""
+    bounds = {
+        "payload_size_max": 65_536,
+        "connection_count_max": 100,
+        "in_flight_count_max": 100,
+        "idle_timeout_s": 60,
+        "frame_timeout_s": 10,
+        "write_timeout_s": 10,
+    }
+
+    async def nothing_waits():
+        pass
+
+    feed = Feed(RedisLedger(store_url), RedisLedger(store_url), feed_limits)
+    door = GrpcDoor(ask, feed, GrpcLimits(**bounds | limits))
+    async with AsyncExitStack() as stack:
+        port = stack.enter_context(Port("127.0.0.1", 0))
+        await door.start(port.bind())
+        yield str(port)
+        await door.drain(nothing_waits(), timeout_s=5)
+        await feed.close()
+
+
+async def test_watchers_are_bounded(store_url, product_id):
+    async with Admin(store_url) as admin:
+        await admin.init(product_id, 1)
+    request = WatchRequest(product_id=product_id)
+    for bounds in {"watcher_count_max": 1}, {"feed_limits": FeedLimits(cursor_count_max=1)}:
+        async with open_door(store_url, **bounds) as address, grpc.aio.insecure_channel(address) as channel:
+            orders = OrderServiceStub(channel)
+            first = orders.Watch(request)
+            await first.read()
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await orders.Watch(request).read()
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert dict(error.value.trailing_metadata()) == {"reason": "busy", "retry-after": "1"}
+            first.cancel()
+            while True:  # until the server knows
+                stream = orders.Watch(request)
+                try:
+                    await stream.read()
+                except grpc.aio.AioRpcError:
+                    continue
+                stream.cancel()
+                break
+
+
+async def test_calls_under_way_are_bounded(store_url, product_id):
+    async with Admin(store_url) as admin:
+        await admin.init(product_id, 1)
+    async with open_door(store_url, call_count_max=1) as address, grpc.aio.insecure_channel(address) as channel:
+        orders = OrderServiceStub(channel)
+        stream = orders.Watch(WatchRequest(product_id=product_id))
+        await stream.read()
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await orders.Purchase(PurchaseRequest())
+        assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        stream.cancel()
+
+
+async def test_connections_are_bounded(store_url):
+    async with open_door(store_url, connection_count_max=1) as address, AsyncExitStack() as stack:
+        told = []
+        for _ in range(2):
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=OWN_CONNECTION))
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await OrderServiceStub(channel).Purchase(PURCHASE, timeout=PATIENCE_S)
+            told.append(dict(error.value.trailing_metadata() or ()).get("reason"))
+        assert told == ["busy", None]
+
+
+@pytest.mark.parametrize("given", ["cart-4711", "no id"])
+async def test_a_bug_is_logged_and_told_without_its_words(store_url, caplog, given):
+    async def ask(request):
+        raise ValueError("a secret")
+
+    async with open_door(store_url, ask) as address, grpc.aio.insecure_channel(address) as channel:
+        metadata = (("x-request-id", given),)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await OrderServiceStub(channel).Purchase(PURCHASE, timeout=PATIENCE_S, metadata=metadata)
+    assert error.value.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in error.value.details()
+    told = dict(error.value.trailing_metadata())
+    assert (told["reason"], told["x-request-id"] == given) == ("defect", given == "cart-4711")
+    assert [record.message for record in caplog.records if record.exc_info] == ["PurchaseRequest failed"]
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:192.0.2.7:4711", "192.0.2.7"),
+        ("ipv6:%5B2001:db8::1%5D:4711", "2001:db8::1"),
+        ("ipv6:[::1]:4711", "::1"),
+        ("unix:/tmp/socket", ""),
+        ("", ""),
+    ],
+)
+def test_who_calls(peer, address):
+    assert address_of(peer) == address
