@@ -133,6 +133,7 @@ class HttpSession(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to count."""
         self._incomplete, self._has_cycle = True, False
+        self._moved += 1  # its own time begins, however long the client was idle
         self._head_size = self._body_size = 0
         super().on_message_begin()
 

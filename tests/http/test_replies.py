@@ -1,6 +1,7 @@
 """How an answer gets onto the wire."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 from uvicorn.server import ServerState
@@ -10,6 +11,7 @@ from flashsale.http.session import HttpSession, Places, answer, make_config
 from flashsale.server import ServerLimits
 from tests.http.client import Raw
 
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 PURCHASE = b"POST /api/purchase HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n%s\r\n{}"
 
 
@@ -42,13 +44,10 @@ def test_who_wants_no_other_answer_is_told_so(server):
     assert answer.endswith(b'"missing required fields"}')
 
 
-async def test_who_is_idle_is_parted_from_and_who_waits_for_an_answer_is_not():
-    sessions, asked, decided = set(), asyncio.Event(), asyncio.Event()
-
-    async def application(scope, receive, send):
-        asked.set()
-        await decided.wait()
-        await answer(json_reply(200, "done"), send)
+@asynccontextmanager
+async def swept_client(application):
+    """Give a client's streams, and what has the server look at its clock so many times."""
+    sessions = set()
 
     def make():
         return HttpSession(make_config(application), ServerState(), Places(admit, sessions.discard), body_size_max=9)
@@ -57,20 +56,52 @@ async def test_who_is_idle_is_parted_from_and_who_waits_for_an_answer_is_not():
         sessions.add(session)
         return True
 
-    def sweep():
+    def sweep(count):
         for session in list(sessions):
-            for _ in range(4):
-                session.sweep(ServerLimits(idle_timeout_s=2))
+            for _ in range(count):
+                session.sweep(ServerLimits(idle_timeout_s=20, frame_timeout_s=2))
 
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     async with asyncio.timeout(30):
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        await asked.wait()
-        sweep()
-        decided.set()
-        assert (await reader.readuntil(b'"done"')).startswith(b"HTTP/1.1 200 OK")
-        sweep()
-        assert await reader.read() == b""
+        yield reader, writer, sweep
         writer.close()
     server.close()
+
+
+async def test_who_is_idle_is_parted_from_and_who_waits_for_an_answer_is_not():
+    asked, decided = asyncio.Event(), asyncio.Event()
+
+    async def application(scope, receive, send):
+        asked.set()
+        await decided.wait()
+        await answer(json_reply(200, "done"), send)
+
+    async with swept_client(application) as (reader, writer, sweep):
+        writer.write(REQUEST)
+        await asked.wait()
+        sweep(30)
+        decided.set()
+        assert (await reader.readuntil(b'"done"')).startswith(b"HTTP/1.1 200 OK")
+        sweep(20)
+        sweep(2)
+        assert await reader.read() == b""
+
+
+async def test_a_request_has_its_time_also_behind_a_long_silence():
+    async def application(scope, receive, send):
+        await answer(json_reply(200, "done"), send)
+
+    async with swept_client(application) as (reader, writer, sweep):
+        writer.write(REQUEST)
+        await reader.readuntil(b'"done"')
+        sweep(15)
+        writer.write(REQUEST[:9])
+        await asyncio.sleep(0.05)
+        sweep(2)
+        writer.write(REQUEST[9:])
+        assert (await reader.readuntil(b'"done"')).startswith(b"HTTP/1.1 200 OK")
+        writer.write(REQUEST[:9])
+        await asyncio.sleep(0.05)
+        sweep(5)
+        assert (await reader.read()).startswith(b"HTTP/1.1 408")
