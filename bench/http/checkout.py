@@ -37,6 +37,8 @@ class Found(Struct, frozen=True):
 
     plan: Plan
     duration_s: float
+    client_cpu_share: float
+    """How much of one core the visitors took: at 1.0 they are themselves the bound."""
     results: dict[str, Result]
     """Of each operation."""
     unexpected: Counter[str]
@@ -51,6 +53,7 @@ class Found(Struct, frozen=True):
         return {
             "plan": self.plan,
             "duration_s": self.duration_s,
+            "client_cpu_share": self.client_cpu_share,
             "operations": line.as_json(self.results),
             "unexpected": self.unexpected,
             "check": {"passed": not self.faults, "faults": self.faults, "before": self.before, "after": self.after},
@@ -97,6 +100,7 @@ async def rush_running(
     return Found(
         plan=plan,
         duration_s=rush.timings.duration_s,
+        client_cpu_share=rush.cpu_s / rush.timings.duration_s,
         results=dict(sorted(rush.timings.results().items())),
         unexpected=rush.unexpected,
         before=before,

@@ -81,7 +81,10 @@ def checkout_command(
 
 def _print(found: checkout.Found) -> None:
     answered = sum(result.answer_count for result in found.results.values())
-    click.echo(f"{found.plan.rate_per_s:,.0f} visitors a second for {found.plan.duration_s:g} s: {answered:,} answers")
+    click.echo(
+        f"{found.plan.rate_per_s:,.0f} visitors a second for {found.plan.duration_s:g} s: {answered:,} answers in "
+        f"{found.duration_s:.1f} s; they took {found.client_cpu_share:.0%} of a core"
+    )
     print_operations(found.results)
     for kind, count in found.unexpected.most_common():
         click.echo(f"✗ not documented: {count:,} x {kind}", err=True)

@@ -1,6 +1,7 @@
 """Sends the visits of a shop when they are due, over connections that they share, and counts what is answered."""
 
 import asyncio
+import time
 from collections import Counter, deque
 
 from msgspec import Struct
@@ -57,11 +58,14 @@ class Rush:
         self.timings = Timings()
         self.unexpected: Counter[str] = Counter()
         """Answers that are not documented for what was asked, and requests without one."""
+        self.cpu_s = 0.0
+        """CPU time that this process used for it."""
 
     async def run(self, host: str, port: int) -> None:
         """Connect, let everybody come, wait for the answers; raises FlashsaleError if there is no connecting."""
         await self._connect(host, port)
         self.timings.begin()
+        self.cpu_s = -time.process_time()
         await self._let_in()
         self._all_came = True
         self._finish_if_done()
@@ -74,6 +78,7 @@ class Rush:
         for turn in self._waiting:
             self._fail(turn.ask, NOT_SENT)
         self.timings.end()
+        self.cpu_s += time.process_time()
         for line in [*self._free, *self._under_way]:
             line.close()
         await asyncio.sleep(0)  # they are closed in the loop's next turn
@@ -126,8 +131,9 @@ class Rush:
         """Count an answer; the connection goes on with what its visitor asks next, or with the next visitor."""
         now_ns = clock_ns()
         turn = self._under_way.pop(line)
-        told = answer.told
-        kind = f"{answer.status}: {told.message or told.detail}"
+        kind = answer.told.message or answer.told.detail
+        if answer.status:
+            kind += f" ({answer.status})"
         self.timings.count(turn.ask.operation, kind, whole_us(now_ns - turn.due_ns) if answer.status else None)
         if answer.status not in turn.ask.expected:
             self._note(turn.ask, kind)

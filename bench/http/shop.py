@@ -23,7 +23,6 @@ LIMITED = frozenset({200, 409, 429})
 PURCHASED = frozenset({200})
 REFUSED = frozenset({400})
 
-_SEED = 1
 _HEAVY_COUNT = 20
 """Users who come again and again."""
 
@@ -54,8 +53,8 @@ class Shop:
     def __init__(self, host: str, terms: Terms) -> None:
         self._host = host
         self._terms = terms
-        self._random = Random(_SEED)
-        self._run = token_hex(4)  # other users than those of the run before
+        self._run = token_hex(4)  # other users and items than those of the run before
+        self._random = Random(self._run)
         self._visit_count = 0
         self._items: Counter[int] = Counter()
         self._users: Counter[str] = Counter()

@@ -56,7 +56,7 @@ def test_checkout_sends_all_kinds_of_visitors_and_agrees_with_the_sale(tmp_path)
         "normal: checkout", "purchases: checkout", "purchases: purchase",
     }  # fmt: skip
     asked = sum(sum(found["answers"].values()) for found in operations.values())
-    purchased = operations["purchases: purchase"]["answers"]["200: Purchase completed successfully"]
+    purchased = operations["purchases: purchase"]["answers"]["Purchase completed successfully (200)"]
     assert asked == 600 + purchased
     assert found["check"]["after"]["sold_count"] == purchased
     assert (
@@ -170,12 +170,12 @@ def made(count, limit=10):
 def test_visitors_come_in_their_shares():
     asks = [next(visit) for visit in made(4_000)[1]]
     for scenario, share in SHARES.items():
-        assert sum(ask.operation.startswith(scenario) for ask in asks) / 4_000 == pytest.approx(share, abs=0.03)
+        assert sum(ask.operation.startswith(scenario) for ask in asks) / 4_000 == pytest.approx(share, abs=0.05)
     assert len({ask.request for ask in asks if ask.operation.startswith("normal")}) > 2_500
 
 
 def test_what_was_promised_twice_or_beyond_the_limit_is_told():
-    shop, visits = made(400, limit=3)
+    shop, visits = made(4_000, limit=3)
     for visit in visits:
         if next(visit).operation == "heavy: checkout":
             with pytest.raises(StopIteration):
@@ -185,7 +185,7 @@ def test_what_was_promised_twice_or_beyond_the_limit_is_told():
 
 
 def test_who_has_a_code_purchases_with_it():
-    shop, visits = made(100)
+    shop, visits = made(1_000)
     visit = next(visit for visit in visits if next(visit).operation == "purchases: checkout")
     ask = visit.send(Answer(200, Told(checkout_code="abc")))
     assert ask.request == post("/purchase?code=abc", "host")
