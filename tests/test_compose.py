@@ -121,8 +121,10 @@ def test_a_server_with_that_environment_sells_from_a_store_with_those_flags_and_
             os.kill(server.pid, signal.SIGCONT)
         assert is_healthy(services, server.port)
         port = server.port
+        assert server.stop() == 0
     assert not is_healthy(services, port), "it is gone"
-    assert [json.loads(line)["level"] for line in (home / "log").read_text().splitlines()]
+    events = [json.loads(line)["event"] for line in (home / "log").read_text().splitlines()]
+    assert events[-1] == "stopped"
 
 
 def test_the_way_through_kafka_has_what_it_must(services: dict[str, Any]) -> None:
