@@ -5,9 +5,12 @@ not before the last one of a slice does the watcher take more, and until then wh
 """
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
+import grpc
 from google.protobuf.message import DecodeError
+from msgspec import Struct
 
 from flashsale.domain.answers import BUSY, Answer, Subscribed
 from flashsale.domain.bounds import STOCK_MAX
@@ -98,6 +101,14 @@ class Watcher:
         self.end(*refusal_of(answer))
 
 
+class _Slice(Struct, frozen=True, eq=False):
+    """What was pushed to watchers, in whole or in part as responses."""
+
+    frames: bytes
+    payloads: list[bytes]
+    responses: list[bytes]
+
+
 class Watching:
     """All streams of a worker."""
 
@@ -118,7 +129,7 @@ class Watching:
         self._write_timeout_s = write_timeout_s
         self._watchers: set[Watcher] = set()
         self._draining = False
-        self._last: tuple[bytes, list[bytes]] = b"", []
+        self._last: _Slice | None = None
 
     def drain(self) -> None:
         """Part from everybody, and from whoever comes."""
@@ -147,6 +158,8 @@ class Watching:
                 refuse(context, *watcher.ending)
         except TimeoutError:
             refuse(context, TOO_SLOW)
+        except grpc.aio.InternalError:
+            raise  # the client has gone: gRPC knows what to do
         except Exception:  # noqa: BLE001 - a bug, which is logged there
             tell_defect(context, "Watch")
         finally:
@@ -173,6 +186,8 @@ class Watching:
             while watcher.frames:
                 for response in self._responses(watcher.frames):
                     await self._write(context, response)
+                    if watcher.ending is not None:
+                        return
                 watcher.frames = b""
                 self._feed.pump(watcher)
 
@@ -181,17 +196,19 @@ class Watching:
         async with asyncio.timeout(self._write_timeout_s):
             await context.write(response)
 
-    def _responses(self, frames: bytes) -> list[bytes]:
-        """Return the responses that tell of these events; most watchers of a product get the same ones."""
-        known, responses = self._last
-        if frames is not known:
-            payloads = [payload for _, payload in FrameReader().feed(frames)]
-            responses = [
-                _encode([decode_feed_event(payload) for payload in payloads[start : start + TOGETHER_COUNT_MAX]])
-                for start in range(0, len(payloads), TOGETHER_COUNT_MAX)
-            ]
-            self._last = frames, responses
-        return responses
+    def _responses(self, frames: bytes) -> Iterator[bytes]:
+        """Give the responses that tell of these events, each made when it is asked for.
+
+        Most watchers of a product get the same slice: what is made for one is kept for the others.
+        """
+        if self._last is None or self._last.frames is not frames:
+            self._last = _Slice(frames, [payload for _, payload in FrameReader().feed(frames)], [])
+        payloads, responses = self._last.payloads, self._last.responses
+        for number, start in enumerate(range(0, len(payloads), TOGETHER_COUNT_MAX)):
+            if number == len(responses):
+                events = [decode_feed_event(payload) for payload in payloads[start : start + TOGETHER_COUNT_MAX]]
+                responses.append(_encode(events))
+            yield responses[number]
 
 
 def _read(raw: bytes) -> Subscribe | Refusal:

@@ -16,6 +16,7 @@ from tests.grpc.client import PATIENCE_S
 
 SALES_COUNT = 2_000
 WRITE_TIMEOUT_S = 1.0
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 SMALL_BUFFERS = [("grpc.http2.lookahead_bytes", 16_384), ("grpc.http2.bdp_probe", 0)]
 """Else a client takes 4 MiB that nobody reads."""
 
@@ -116,6 +117,24 @@ def test_the_same_is_heard_over_tcp(orders, open_sale, server):
             assert getattr(ours, name) == getattr(theirs, name), name
         assert ours.item_number == theirs.item_id
     stream.cancel()
+
+
+def test_watchers_that_go_without_a_word_disturb_nobody(server, orders, open_sale):
+    product_id = open_sale(10_000)
+    stays = watch(orders, product_id)
+    next(stays)
+    version = 1
+    for _ in range(5):
+        channels = [grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options=OWN_CONNECTION) for _ in range(4)]
+        streams = [watch(OrderServiceStub(channel), product_id, after_version=0) for channel in channels]
+        for stream in streams:
+            next(stream)
+        for _ in range(20):
+            version = buy(orders, product_id, version).version
+        for channel in channels:
+            channel.close()
+    assert [event.version for event in hear(stays, version)] == list(range(2, version + 1))
+    stays.cancel()
 
 
 def test_a_watcher_that_takes_nothing_is_parted_from_and_loses_nothing(start_server, home, product_id):
