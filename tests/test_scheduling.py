@@ -17,7 +17,7 @@ from flashsale import scheduling
 from flashsale.domain.answers import Success
 from flashsale.domain.batches import Batch
 from flashsale.domain.requests import Purchase
-from flashsale.domain.schedules import Schedule, period_begin
+from flashsale.domain.schedules import Due, Schedule, period_begin
 from flashsale.errors import ProductNotFoundError, RefusedError, ScheduleNotFoundError
 from flashsale.scheduling import Scheduler
 from flashsale.store.admin import Admin
@@ -63,7 +63,7 @@ async def scheduler(url: str) -> AsyncIterator[Scheduler]:
 # What an operator says
 
 
-async def test_the_sale_of_the_period_is_opened_on_the_terms_of_its_schedule(admin: Admin) -> None:
+async def test_the_sale_of_the_period_is_opened_on_the_terms_of_its_schedule(admin: Admin, redis: Redis) -> None:
     await admin.schedules.add(WEEKLY)
     look = await open_due(admin.schedules)
     sale = look.current["weekly"]
@@ -76,6 +76,7 @@ async def test_the_sale_of_the_period_is_opened_on_the_terms_of_its_schedule(adm
     assert (terms.limit, terms.hold_s, terms.hold_total_s, terms.numbered) == (10, 60, 3_600, True)
     assert (await admin.audit(sale.product_id)).ok
     assert look.due == []
+    assert await redis.zscore("schedules_sales", sale.product_id) == sale.ends_at + WEEKLY.keep_s
 
 
 async def test_a_schedule_is_added_once_and_changed_only_when_that_is_meant(admin: Admin) -> None:
@@ -159,6 +160,16 @@ async def test_nothing_is_opened_for_whoever_saw_another_store_or_another_time(a
     await redis.flushall()
     assert not await admin.schedules.open(due)
     assert await redis.keys() == []
+
+
+async def test_while_a_sale_goes_on_there_is_no_other_one(admin: Admin) -> None:
+    await admin.schedules.add(WEEKLY)
+    sale = (await open_due(admin.schedules)).current["weekly"]
+    shorter = structs.replace(WEEKLY, every_s=1)
+    await admin.schedules.add(shorter, replace=True)
+    for _ in range(3):  # in case that a second ends just then
+        assert not await admin.schedules.open(Due(shorter, await admin.now()))
+    assert await admin.products() == [sale.product_id]
 
 
 async def test_other_terms_hold_from_the_next_sale_on(admin: Admin) -> None:

@@ -9,12 +9,13 @@ import sqlalchemy as sa
 from flashsale.domain.answers import Success
 from flashsale.domain.batches import Defective
 from flashsale.domain.requests import Cancel, Purchase, Reserve
-from flashsale.domain.sale import Standing
+from flashsale.domain.sale import PLAIN, Standing, Terms
 from flashsale.domain.schedules import CurrentSale, Schedule
 from flashsale.errors import ProductNotFoundError
 from flashsale.orders.fence import Fence
 from flashsale.orders.history import read_base
 from flashsale.orders.tables import orders, products
+from flashsale.store import keys, scripts
 from flashsale.store import schedules as store_schedules
 from flashsale.store.admin import Admin
 from flashsale.store.outbox import RedisOutbox
@@ -119,14 +120,18 @@ async def test_what_an_operator_made_of_it_is_his(shop: Shop, admin: Admin) -> N
     sale = await opened(admin, "other")
     await moved(shop)
     await over(shop, admin, sale)
-    await admin.init(sale.product_id, 5, force=True)
-    await moved(shop)
-    assert await admin.schedules.retire() == 0
-    assert (await admin.status(sale.product_id)).remaining_stock == 5
-    assert await shop.redis.keys("schedules_sales") == []
+    for terms in (PLAIN, Terms(closes_at=sale.ends_at)):
+        await admin.init(sale.product_id, 5, terms, force=True)
+        await moved(shop)
+        await shop.redis.zadd("schedules_sales", {sale.product_id: 1})
+        assert await admin.schedules.retire() == 0
+        assert (await admin.status(sale.product_id)).remaining_stock == 5
+        assert await shop.redis.keys("schedules_sales") == []
 
 
-async def test_a_damaged_sale_hinders_no_other(shop: Shop, admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_damaged_sale_hinders_no_other(
+    shop: Shop, admin: Admin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(store_schedules, "_STAY_S", 60)
     damaged = await opened(admin)
     sale = await opened(admin, "other")
@@ -137,7 +142,19 @@ async def test_a_damaged_sale_hinders_no_other(shop: Shop, admin: Admin, monkeyp
     await shop.redis.set(f"product:{damaged.product_id}:sale", "somebody else's")
     counts = [await admin.schedules.retire() for _ in range(2)]
     assert counts == [1, 0]
+    told = [record.getMessage() for record in caplog.records if "is not deleted" in record.getMessage()]
+    assert len(told) == 1, "it is left alone for a while"
     assert await keys_of(shop, damaged.product_id) != []
+
+
+async def test_who_looked_too_early_deletes_nothing(shop: Shop, admin: Admin) -> None:
+    sale = await opened(admin)
+    await moved(shop)
+    await over(shop, admin, sale)
+    await shop.redis.zadd("schedules_sales", {sale.product_id: await admin.now() + 60})  # as another one has put it off
+    names = (*keys.script_keys(sale.product_id), keys.MOVERS, keys.SCHEDULES_SALES)
+    assert await admin.schedules._run(scripts.RETIRE, names, sale.product_id, 60) == 0
+    assert await keys_of(shop, sale.product_id) != []
 
 
 # A store that has lost a sale, and opens it once more

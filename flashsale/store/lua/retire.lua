@@ -10,13 +10,10 @@ if not at or tonumber(at) > now_s then
   return 0
 end
 redis.call('ZADD', KEYS[15], now_s + ARGV[2], ARGV[1]) -- first: one whose keys are damaged is to hinder no others
-local sale = redis.call('HMGET', KEYS[4], 'state', 'closes_at')
-if sale[1] ~= 'frozen' then
-  local closes_at = tonumber(sale[2] or 0)
-  if closes_at == 0 or closes_at > now_s then -- an operator has deleted it, or sells something else of that id
-    redis.call('ZREM', KEYS[15], ARGV[1])
-    return 0
-  end
+local closes_at = tonumber(redis.call('HGET', KEYS[4], 'closes_at') or 0)
+if closes_at == 0 or closes_at > now_s then -- an operator has deleted it, or sells something else of that id
+  redis.call('ZREM', KEYS[15], ARGV[1])
+  return 0
 end
 if redis.call('EXISTS', KEYS[14]) == 0 or unmoved() ~= 0 or redis.call('ZCARD', KEYS[7]) > 0 then
   return 0
