@@ -78,6 +78,8 @@ class RedisOutbox:
             for name, sale, kind in zip(names, told[:-1:2], told[1:-1:2], strict=True)
             if isinstance(sale, list) and sale[0] is not None and sale[1] != b"frozen" and kind == b"stream"
         }
+        for gone in self._ends.keys() - sales.keys():
+            del self._ends[gone]
         self._noted = {name: int(noted) if noted and noted.isdigit() else 0 for name, (_, _, noted) in sales.items()}
         return {name: epoch.decode(errors="replace") for name, (epoch, _, _) in sales.items()}
 

@@ -14,6 +14,7 @@ from flashsale.domain.schedules import CurrentSale, Schedule
 from flashsale.errors import ProductNotFoundError
 from flashsale.orders.fence import Fence
 from flashsale.orders.history import read_base
+from flashsale.orders.mover import Mover
 from flashsale.orders.tables import orders, products
 from flashsale.store import keys, scripts
 from flashsale.store import schedules as store_schedules
@@ -228,3 +229,15 @@ async def test_a_look_does_not_grow_with_the_sales_that_are_gone(shop: Shop, adm
     assert await Fence(outbox, shop.database, writes=True).check() == []
     await outbox.close()
     assert asked == [sale.product_id]
+
+
+async def test_who_moves_orders_forgets_the_sales_that_are_gone(shop: Shop, admin: Admin) -> None:
+    sale = await opened(admin)
+    outbox = RedisOutbox(shop.embedded.url)
+    mover = Mover(outbox, shop.database)
+    await shop.step(mover)
+    await over(shop, admin, sale)
+    assert await admin.schedules.retire() == 1
+    await shop.step(mover)
+    assert (outbox._ends, outbox._noted, mover._positions) == ({}, {}, {})
+    await outbox.close()
