@@ -223,7 +223,7 @@ async def test_a_sale_is_shown_with_its_terms(admin: Admin, engine: RedisEngine,
     terms = Terms(limit=3, opens_at=now_s - 10, closes_at=now_s + 500, hold_s=60, hold_total_s=90, numbered=True)
     await admin.init(product_id, 9, terms)
     await decide(engine, product_id, Purchase(product_id, "a"), Reserve(product_id, "b"), Purchase(product_id, "b"))
-    sale = Sale(remaining=6, sold=2, held=1, buyer_count=2, terms=terms, state="open", version=4)
+    sale = Sale(initial=9, remaining=6, sold=2, held=1, buyer_count=2, terms=terms, state="open", version=4)
     assert await admin.sale(product_id) == sale
     await admin.change(Pause(product_id))
     assert await admin.sale(product_id) == structs.replace(sale, state="paused", version=5)
@@ -245,7 +245,7 @@ async def test_a_sale_set_by_hand_is_shown_as_one_without_terms(
     await redis_client.set(f"product:{product_id}:stock", 4)
     await redis_client.lpush(f"product:{product_id}:buyers", "a", "b")
     assert await admin.sale(product_id) == Sale(
-        remaining=4, sold=2, held=0, buyer_count=2, terms=PLAIN, state="open", version=0
+        initial=6, remaining=4, sold=2, held=0, buyer_count=2, terms=PLAIN, state="open", version=0
     )
 
 
