@@ -1,1 +1,1 @@
-"""The gRPC door: OrderService, health and reflection (extra `grpc`)."""
+"""The gRPC door: calls that turn into the same requests that come over TCP. Needs the extra `grpc`."""
