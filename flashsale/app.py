@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,7 +27,10 @@ from flashsale.feed import Feed
 from flashsale.gating import make_gate
 from flashsale.launch import raise_descriptor_limit
 from flashsale.limiting import Gate
+from flashsale.meter import Meter, MeteredEngine
+from flashsale.metrics import CONNECTIONS, CONNECTS, QUEUE, QUEUE_SIZE, REFUSED, SUBSCRIBERS, Board, place_of
 from flashsale.peers import Proxies
+from flashsale.sampling import Sampler
 from flashsale.scheduling import Scheduler
 from flashsale.server import Record, ServerLimits, TcpServer
 from flashsale.sockets import Port, tell_ready
@@ -36,6 +40,7 @@ from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
 from flashsale.store.ledger import RedisLedger
 from flashsale.store.outbox import RedisOutbox
+from flashsale.store.overview import Overview
 from flashsale.store.progress import Progress
 from flashsale.store.replicated import ReplicatedEngine
 from flashsale.store.schedules import RedisSchedules
@@ -97,14 +102,14 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
             for port in ports.open_to_others:
                 _log.warning("listening beyond loopback: whoever reaches %s can buy", port)
 
+        board = Board(config.workers)
         if config.workers == 1 and not (config.orders or config.record_attempts):
-            uvloop.run(_work(config, store, None, ports, ready))
+            uvloop.run(_work(config, store, None, ports, board, 0, ready))
             return 0
         pipe = Pipe() if config.record_attempts else None
         try:
             return supervisor.supervise(
-                config.workers,
-                lambda told: uvloop.run(_work(config, store, pipe, ports, told)),
+                [partial(_start, config, store, pipe, ports, board, number) for number in range(config.workers)],
                 ready,
                 beside=_work_beside(config, store, pipe),
                 stop_timeout_s=config.drain_delay_s + config.drain_timeout_s + 1,
@@ -113,6 +118,19 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
             lost_count = pipe.close() if pipe is not None else 0
             if lost_count:
                 _log.error("%d attempts are not recorded: no recorder took them", lost_count)
+
+
+def _start(
+    config: Config,
+    store: Store,
+    pipe: Pipe | None,
+    ports: Ports,
+    board: Board,
+    number: int,
+    ready: Callable[[], None],
+) -> None:
+    """Serve in a process of its own, as the worker of that number."""
+    uvloop.run(_work(config, store, pipe, ports, board, number, ready))
 
 
 def _work_beside(config: Config, store: Store, pipe: Pipe | None) -> list[supervisor.Work]:
@@ -149,8 +167,26 @@ async def _open_fence(config: Config, store: Store) -> AsyncIterator["Fence | No
         await database.close()
 
 
-async def _work(config: Config, store: Store, pipe: Pipe | None, ports: Ports, ready: Callable[[], None]) -> None:
-    """Serve on these ports until SIGTERM or SIGINT, then drain; what is answered goes into the pipe."""
+async def _work(
+    config: Config,
+    store: Store,
+    pipe: Pipe | None,
+    ports: Ports,
+    board: Board,
+    number: int,
+    ready: Callable[[], None],
+) -> None:
+    """Serve on these ports until SIGTERM or SIGINT, then drain.
+
+    Args:
+        config: the settings.
+        store: where is sold.
+        pipe: takes what is answered.
+        ports: where the doors are.
+        board: where the workers count.
+        number: this worker's there.
+        ready: called once it serves.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -158,8 +194,8 @@ async def _work(config: Config, store: Store, pipe: Pipe | None, ports: Ports, r
         stopping.set()
         store.give_up()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    for told in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(told, stop)
 
     if store.revive is not None:
         try:
@@ -170,8 +206,14 @@ async def _work(config: Config, store: Store, pipe: Pipe | None, ports: Ports, r
             raise
     async with _open_fence(config, store) as fence, _open_engine(config, store, fence) as engine:
         sender = AttemptSender(pipe.sending, size_max=config.attempts_size_max) if pipe is not None else None
-        batcher = Batcher(engine, msgspec.convert(config, Limits, from_attributes=True), sender)
-        await _sell(config, store, batcher, fence, ports, ready, stopping)
+        slot = board.slots[number]
+        slot.begin(os.getpid(), time.monotonic())
+        meter = Meter(slot)
+        limits = msgspec.convert(config, Limits, from_attributes=True)
+        batcher = Batcher(MeteredEngine(engine, slot), limits, sender, meter)
+        async with _open_sampler(store, board, number) as sampler:
+            sampler.watch({place_of(CONNECTS): lambda: engine.connect_count})
+            await _sell(config, store, batcher, fence, ports, sampler, meter.respond, ready, stopping)
         if sender is not None:
             await sender.close()
 
@@ -199,12 +241,40 @@ async def _open_engine(config: Config, store: Store, fence: "Fence | None") -> A
         yield engine
 
 
+@asynccontextmanager
+async def _open_sampler(store: Store, board: Board, number: int) -> AsyncIterator[Sampler]:
+    """Give what looks at all workers, at work."""
+    overview = Overview(store.url)
+    sampler = Sampler(board, board.slots[number], overview.look)
+    looking = asyncio.create_task(sampler.run())
+    try:
+        yield sampler
+    finally:
+        looking.cancel()
+        await asyncio.wait({looking})
+        await overview.close()
+
+
+def _sources(batcher: Batcher, server: TcpServer, feed: Feed) -> dict[int, Callable[[], float]]:
+    """Return where in its slot a worker writes what is so at the moment, and what that is."""
+    return {
+        place_of(QUEUE): lambda: batcher.waiting_count,
+        place_of(QUEUE_SIZE): lambda: batcher.waiting_size,
+        place_of(CONNECTIONS, "tcp"): lambda: server.count_of("tcp"),
+        place_of(CONNECTIONS, "http"): lambda: server.count_of("http"),
+        place_of(REFUSED): lambda: server.refused_count,
+        place_of(SUBSCRIBERS): lambda: feed.subscriber_count,
+    }
+
+
 async def _sell(
     config: Config,
     store: Store,
     batcher: Batcher,
     fence: "Fence | None",
     ports: Ports,
+    sampler: Sampler,
+    respond: Callable[[int], None],
     ready: Callable[[], None],
     stopping: asyncio.Event,
 ) -> None:
@@ -222,11 +292,12 @@ async def _sell(
         gate = make_gate(time.monotonic, user=config.rate_user, client=config.rate_client, routes=config.rate_route)
         http = None
         if config.http != "off":
-            http = _open_http(config, asker, feed, scheduler, admin, draining, gate, batcher.record)
+            http = _open_http(config, asker, feed, scheduler, admin, draining, gate, batcher.record, sampler, respond)
         grpc = None if ports.grpc is None else _open_grpc(config, asker, feed, gate, batcher.record)
         limits = msgspec.convert(config, ServerLimits, from_attributes=True)
         make_http = http.make_session if http else None
         server = TcpServer(batcher.submit, limits, feed, make_http, gate, batcher.record)
+        sampler.watch(_sources(batcher, server, feed))
         await scheduler.start()
         beside = [asyncio.create_task(work) for work in (Sweeper(calendar, batcher.submit).run(), scheduler.run())]
         try:
@@ -262,6 +333,8 @@ def _open_http(
     draining: asyncio.Event,
     gate: Gate | None,
     record: Record,
+    sampler: Sampler,
+    respond: Callable[[int], None],
 ) -> "HttpDoor | None":
     """Return the HTTP door; None when what it is made of is not installed and nobody asked for it by its address.
 
@@ -294,6 +367,8 @@ def _open_http(
         gate=gate,
         proxies=Proxies(config.trusted_proxies or ""),
         record=record,
+        sampler=sampler,
+        respond=respond,
     )
     return HttpDoor(services, body_size_max=config.payload_size_max)
 

@@ -14,29 +14,15 @@ import struct
 import time
 from collections import deque
 from contextlib import suppress
-from typing import get_args
 
 import msgspec
 from msgspec import Struct
 
-from flashsale.domain.answers import Answer, Changed, ProductStatus, Subscribed, Swept
+from flashsale.domain.answers import Answer
+from flashsale.domain.attempts import KINDS
 from flashsale.domain.ids import CODE_SEPARATOR
-from flashsale.domain.requests import Cancel, Confirm, Extend, Purchase, Request, Reserve
+from flashsale.domain.requests import Request
 
-KINDS: tuple[tuple[type[Request], str], ...] = (
-    (Purchase, "purchase"),
-    (Reserve, "reserve"),
-    (Confirm, "confirm"),
-    (Cancel, "cancel"),
-    (Extend, "extend"),
-)
-"""The requests that are attempts of a buyer; what the others ask, or the server itself, is none."""
-OUTCOMES: tuple[str, ...] = tuple(
-    kind.__struct_config__.tag
-    for kind in get_args(Answer)
-    if kind not in {ProductStatus, Changed, Swept, Subscribed}  # which answer other requests
-)
-"""What can become of one: the statuses of the wire."""
 SIZE_MAX_DEFAULT = 32 * 1024 * 1024
 """Bytes that a worker sets aside for attempts that wait: 200,000 and more, unless their ids are long."""
 GROUP_SIZE_MAX = 64 * 1024

@@ -9,8 +9,10 @@ waited for it in vain, those who come are refused at once, but for one now and t
 import asyncio
 import logging
 from bisect import bisect_right
+from collections.abc import Callable
 from contextvars import Context
 from itertools import accumulate, islice
+from time import monotonic
 from typing import Protocol, TypeAlias
 
 from msgspec import Struct
@@ -58,6 +60,18 @@ class Recorder(Protocol):
         ...
 
 
+class Meter(Protocol):
+    """Counts what is answered. It may neither wait nor fail."""
+
+    def measure(self, requests: list[Request], answers: list[Answer], arrivals: list[float]) -> None:
+        """Count a batch that was answered now: its requests, their answers, and when each came, in order."""
+        ...
+
+    def refuse(self, requests: list[Request], answers: list[Answer]) -> None:
+        """Count requests that were answered at once, as there was no use in waiting."""
+        ...
+
+
 class Limits(Struct, frozen=True, kw_only=True):
     """The bounds of a batcher."""
 
@@ -82,7 +96,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 _Waiting: TypeAlias = tuple[Request, Sink, int, float, int]
-"""A request, whom its answer goes to, its ticket there, when it arrived on the loop's clock, the size of its ids.
+"""A request, whom its answer goes to, its ticket there, when it arrived on the batcher's clock, the size of its ids.
 
 A bare tuple, and read by index where it is read once per request: names would cost as much as the rest of the queue.
 """
@@ -118,9 +132,27 @@ class Batcher:
     Belongs to one event loop; `submit` is called from it and never blocks.
     """
 
-    def __init__(self, engine: Engine, limits: Limits | None = None, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits | None = None,
+        recorder: Recorder | None = None,
+        meter: Meter | None = None,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
+        """Wait for requests.
+
+        Args:
+            engine: decides them.
+            limits: the bounds.
+            recorder: keeps what is asked and answered.
+            meter: counts it.
+            now: the clock of all deadlines, in seconds; a loop's may tell no less than milliseconds.
+        """
+        self._now = now
         self._engine = engine
         self._recorder = recorder
+        self._meter = meter
         self._limits = limits or Limits()
         self._queue_count_max = self._limits.queue_count_max
         self._queue_size_max = self._limits.queue_size_max
@@ -134,7 +166,7 @@ class Batcher:
         self._store_answers = True  # something was decided in the last round
         self._unsettled: set[str] = set()  # products with a batch whose fate was never learnt
         self._all_unsettled = False  # they were too many: any product may be one of them
-        self._progress_at = self._loop.time()
+        self._progress_at = self._now()
         self._task: asyncio.Task[None] | None = None
         self._context = Context()  # of its own: rounds are nobody's who happened to ask first
         self.breakers = Breakers(
@@ -151,27 +183,39 @@ class Batcher:
         if self._waiting_count >= self._queue_count_max or self._waiting_size >= self._queue_size_max:
             self._refuse(request, sink, ticket, BUSY)
             return
-        if not self.breakers.are_closed and not self.breakers.admit(product_id, self._loop.time()):
+        if not self.breakers.are_closed and not self.breakers.admit(product_id, self._now()):
             self._refuse(request, sink, ticket, NOT_EXECUTED)
             return
         queue = self._queues.get(product_id)
         if queue is None:
             queue = self._queues[product_id] = []
-        queue.append((request, sink, ticket, self._loop.time(), size))
+        queue.append((request, sink, ticket, self._now(), size))
         self._waiting_count += 1
         self._waiting_size += size
         if self._task is None:
             self._task = self._loop.create_task(self._run(), context=self._context)
 
     def _refuse(self, request: Request, sink: Sink, ticket: int, answer: Answer) -> None:
-        """Give a request that goes nowhere its answer, of which the recorder hears too."""
+        """Give a request that goes nowhere its answer, which is counted and recorded too."""
         sink.answer(ticket, answer)
         self.record([request], [answer])
 
     def record(self, requests: list[Request], answers: list[Answer]) -> None:
-        """Tell the recorder, if there is one, of requests and their answers; for doors that refuse some themselves."""
+        """Have requests counted and recorded that were answered at once; for doors that refuse some themselves."""
+        if self._meter is not None:
+            self._meter.refuse(requests, answers)
         if self._recorder is not None:
             self._recorder.record(requests, answers)
+
+    @property
+    def waiting_count(self) -> int:
+        """How many requests wait for their turn."""
+        return self._waiting_count
+
+    @property
+    def waiting_size(self) -> int:
+        """How many characters their ids have."""
+        return self._waiting_size
 
     async def drain(self) -> None:
         """Return once every submitted request is answered."""
@@ -191,7 +235,7 @@ class Batcher:
                 outcomes = await self._commit(pending)
                 while self._queues and not stuck and _worth_overlapping(pending, outcomes):
                     # The next round leaves before this one's answers do: the store works while they are sent.
-                    self._progress_at = self._loop.time()
+                    self._progress_at = self._now()
                     following = self._next_round([])
                     commit = self._loop.create_task(self._commit(following))
                     await asyncio.sleep(0)
@@ -222,7 +266,7 @@ class Batcher:
 
         While some are stuck and the store decides nothing, one product at a time tries whether it does again.
         """
-        stale_since = self._loop.time() - self._limits.queue_age_max_s
+        stale_since = self._now() - self._limits.queue_age_max_s
         count_max = self._limits.round_count_max - len(stuck) if self._store_answers or not stuck else 1
         stuck_ids = {item.product_id for item in stuck}
         ready = (name for name in self._queues if name not in stuck_ids and not self._rests(name))
@@ -275,7 +319,7 @@ class Batcher:
             return []
         oldest_at = min(_arrived(item.waiting[0]) for item in pending)
         due_at = max(oldest_at, self._progress_at) + self._limits.store_deadline_s - _DEADLINE_MARGIN_S
-        timeout_s = max(due_at - self._loop.time(), _RETRY_PAUSE_S)
+        timeout_s = max(due_at - self._now(), _RETRY_PAUSE_S)
         crash_point("after-read")
         try:
             outcomes = await self._engine.commit(batches, timeout_s=timeout_s)
@@ -318,7 +362,7 @@ class Batcher:
 
     def _note_answer(self, item: _Pending) -> None:
         self._store_answers = True
-        self._progress_at = self._loop.time()
+        self._progress_at = self._now()
         self._troubles.pop(item.product_id, None)
         if not self.breakers.are_closed:
             store, product = self.breakers.succeed(item.product_id)
@@ -330,7 +374,7 @@ class Batcher:
     def _note_trouble(self, item: _Pending, *, alone: bool) -> None:
         trouble = self._troubles.get(item.product_id)
         since = trouble.since if trouble else _arrived(item.waiting[0])
-        self._troubles[item.product_id] = _Trouble(since, self._loop.time() + _RETRY_PAUSE_S, alone)
+        self._troubles[item.product_id] = _Trouble(since, self._now() + _RETRY_PAUSE_S, alone)
 
     def _queue_again(self, item: _Pending, *, alone: bool) -> None:
         """Put a batch that certainly was not executed back in front of its queue; it becomes part of another batch.
@@ -342,7 +386,7 @@ class Batcher:
         refused: list[_Waiting] = []
         opened_at = self.breakers.opened_at(item.product_id)
         if opened_at is not None:
-            self.breakers.fail_again(item.product_id, self._loop.time())
+            self.breakers.fail_again(item.product_id, self._now())
             waiting, refused = _split(waiting, _count_since(waiting, opened_at)), waiting
         if waiting:
             self._waiting_count += len(waiting)
@@ -360,24 +404,29 @@ class Batcher:
         if trouble is None:
             return  # it has waited behind the others, and it is they who tell
         if trouble.alone or self._progress_at > since:
-            if self.breakers.fail_product(product_id, self._loop.time()):
+            if self.breakers.fail_product(product_id, self._now()):
                 _log.warning("product %r is not decided: its requests are refused until one is", product_id)
-        elif self.breakers.fail_store(self._loop.time()):
+        elif self.breakers.fail_store(self._now()):
             _log.warning("the store decides nothing: requests are refused until it decides one")
 
     def _answer_all(self, item: _Pending, answers: list[Answer]) -> None:
         waiting, item.waiting = item.waiting, []
-        self._deliver(waiting, answers)
+        self._deliver(waiting, answers, item.requests[len(item.requests) - len(waiting) :])
 
-    def _deliver(self, waiting: list[_Waiting], answers: list[Answer]) -> None:
-        """Give each its answer, and all of them to the recorder, if there is one."""
+    def _deliver(self, waiting: list[_Waiting], answers: list[Answer], requests: list[Request] | None = None) -> None:
+        """Give each its answer, and all of them to the meter and the recorder, if there are any."""
+        if not waiting:
+            return
         _hand_out(waiting, answers)
+        requests = requests or [item[0] for item in waiting]
+        if self._meter is not None:
+            self._meter.measure(requests, answers, [item[3] for item in waiting])
         if self._recorder is not None:
-            self._recorder.record([item[0] for item in waiting], answers)
+            self._recorder.record(requests, answers)
 
     def _expire(self, stuck: list[_Pending]) -> None:
         """Answer, without the store, those for whom it has been silent, or has refused, too long."""
-        since = self._loop.time() - self._limits.store_deadline_s + _DEADLINE_MARGIN_S + _RETRY_PAUSE_S
+        since = self._now() - self._limits.store_deadline_s + _DEADLINE_MARGIN_S + _RETRY_PAUSE_S
         for item in stuck:
             if self._silent_since(item.product_id) <= since:
                 expired = _split(item.waiting, _count_since(item.waiting, since))
@@ -398,7 +447,7 @@ class Batcher:
 
     def _rests(self, product_id: str) -> bool:
         trouble = self._troubles.get(product_id)
-        return trouble is not None and trouble.rests_until > self._loop.time()
+        return trouble is not None and trouble.rests_until > self._now()
 
     def _silent_since(self, product_id: str) -> float:
         """Return since when the store has decided nothing at all, or nothing of a product in trouble."""

@@ -120,6 +120,11 @@ class Feed:
         """Let go of a subscriber that is gone."""
         self._subscriptions.forget(subscriber)
 
+    @property
+    def subscriber_count(self) -> int:
+        """How many follow something."""
+        return self._subscriptions.listener_count
+
     async def close(self) -> None:
         """Stop; SUBSCRIBEs without an answer are refused."""
         for task in self._tasks:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -46,6 +47,9 @@ _METHOD_BYTES = range(ord("A"), ord("Z") + 1)
 
 class Visitor(Protocol):
     """A client as the server knows it, whatever it speaks."""
+
+    door: str
+    """Which of DOORS it came in by."""
 
     def sweep(self, limits: "ServerLimits", /) -> None:
         """Look at the clock: part from a client that is past one of its deadlines."""
@@ -115,6 +119,7 @@ class Session(asyncio.BufferedProtocol):
         "client",
         "has_answered",
     )
+    door = "tcp"
 
     def __init__(self, server: "TcpServer") -> None:
         limits = server.limits
@@ -388,6 +393,9 @@ class TcpServer:
         self.make_http = make_http
         self.segment = memoryview(bytearray(SEGMENT_SIZE_MAX))
         self._sessions: set[Visitor] = set()
+        self._counts: Counter[str] = Counter()  # of them, by door
+        self.refused_count = 0
+        """Clients for whom there was no room, so far."""
         self._empty = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
         self._sweeping: asyncio.Task[None] | None = None
@@ -397,6 +405,10 @@ class TcpServer:
     def connection_count(self) -> int:
         """How many clients are connected."""
         return len(self._sessions)
+
+    def count_of(self, door: str) -> int:
+        """Return how many clients came in by that door and are connected."""
+        return self._counts[door]
 
     async def start(self, listening: socket.socket, http: socket.socket | None = None) -> None:
         """Accept clients on a bound socket, and on another one those that speak HTTP, who have it for themselves."""
@@ -438,13 +450,17 @@ class TcpServer:
     def admit(self, session: Visitor) -> bool:
         """Whether there is room for one more client; it counts from now on if so."""
         if len(self._sessions) >= self._connection_count_max:
+            self.refused_count += 1
             return False
         self._sessions.add(session)
+        self._counts[session.door] += 1
         return True
 
     def forget(self, session: Visitor) -> None:
         """Count the client no more."""
-        self._sessions.discard(session)
+        if session in self._sessions:  # or it was not admitted
+            self._sessions.remove(session)
+            self._counts[session.door] -= 1
         if not self._sessions:
             self._empty.set()
 

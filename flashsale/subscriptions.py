@@ -172,6 +172,11 @@ class Subscriptions:
 
     # Beginning and ending
 
+    @property
+    def listener_count(self) -> int:
+        """How many subscribers there are."""
+        return len(self._listeners)
+
     def enter(
         self, request: Subscribe, product_id: str, standing: Standing | None, subscriber: Subscriber, ticket: int
     ) -> Answer:

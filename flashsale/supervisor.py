@@ -32,18 +32,16 @@ Work: TypeAlias = Callable[[Callable[[], None]], None]
 
 
 def supervise(
-    count: int,
-    work: Work,
+    works: Sequence[Work],
     ready: Callable[[], None],
     *,
     beside: Sequence[Work] = (),
     stop_timeout_s: float,
 ) -> int:
-    """Run `count` workers until SIGTERM or SIGINT; return the exit code.
+    """Run workers until SIGTERM or SIGINT; return the exit code.
 
     Args:
-        count: how many workers.
-        work: what each of them does.
+        works: what each of them does, which it does again when it is started again.
         ready: called here when all of them serve.
         beside: what one more each does, for whom nobody waits; told to end once the workers have ended, or when the
             last third of the time begins.
@@ -53,7 +51,7 @@ def supervise(
     lifeline, held = os.pipe()  # `held` stays open here alone
     workers: dict[int, tuple[float, Work]] = {}  # pid -> when it started, what it does
     try:
-        for _ in range(count):
+        for work in works:
             pid, told = _start(work, lifeline, held)
             workers[pid] = time.monotonic(), work
             serves = _serves(told)
@@ -80,7 +78,7 @@ def supervise(
             for _, what in ended:
                 _start_again(what, workers, lifeline, held)
     finally:
-        _stop(workers, work, stop_timeout_s)
+        _stop(workers, works, stop_timeout_s)
         os.close(held)
         os.close(lifeline)
 
@@ -161,10 +159,10 @@ def _dead(workers: Iterable[int]) -> list[tuple[int, int]]:
     return ended
 
 
-def _stop(workers: dict[int, tuple[float, Work]], work: Work, timeout_s: float) -> None:
+def _stop(workers: dict[int, tuple[float, Work]], works: Sequence[Work], timeout_s: float) -> None:
     """Ask the workers to end, then those beside them, and kill those that have not when the time is up."""
     begun = time.monotonic()
-    serving = {pid for pid, (_, what) in workers.items() if what is work}
+    serving = {pid for pid, (_, what) in workers.items() if what in works}
     for some, until in (serving, begun + timeout_s * 2 / 3), (workers.keys() - serving, begun + timeout_s):
         for pid in some & workers.keys():
             os.kill(pid, signal.SIGTERM)

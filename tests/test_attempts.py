@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from flashsale import attempts
-from flashsale.attempts import GROUP_SIZE_MAX, KINDS, OUTCOMES, AttemptSender, Group, Pipe
+from flashsale.attempts import GROUP_SIZE_MAX, AttemptSender, Group, Pipe
 from flashsale.domain.answers import (
     BUSY,
     NOT_EXECUTED,
@@ -26,6 +26,7 @@ from flashsale.domain.answers import (
     Success,
     Swept,
 )
+from flashsale.domain.attempts import KINDS, OUTCOMES
 from flashsale.domain.requests import Cancel, Confirm, Extend, GetStatus, Pause, Purchase, Request, Reserve, Sweep
 
 PATIENCE_S = 20.0

@@ -8,6 +8,7 @@ import asyncio
 import selectors
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import wraps
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from flashsale.breaker import State
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, NOT_FOUND, UNKNOWN, Answer, ProductStatus, SoldOut, Success
 from flashsale.domain.batches import Ambiguous, Batch, Defective, NotExecuted, Outcome
 from flashsale.domain.requests import GetStatus, Purchase, Request
+from flashsale.engine import Engine
 from flashsale.memory import MemoryEngine
 
 REFUSED = NotExecuted("refused")
@@ -152,6 +154,11 @@ class Crowd:
         self.unflushed_count = 0
 
 
+def make_batcher(engine: Engine, limits: Limits | None, *others: Any) -> Batcher:
+    """Make one that lives by the clock of the loop."""
+    return Batcher(engine, limits, *others, now=asyncio.get_running_loop().time)
+
+
 class Sale:
     """A batcher over a scripted engine and one crowd of buyers."""
 
@@ -160,7 +167,7 @@ class Sale:
     ) -> None:
         self.engine = ScriptedEngine(*steps, always=always, delay_s=delay_s)
         self.engine.memory.create("p", stock)
-        self.batcher = Batcher(self.engine, Limits(**limits))  # type: ignore[arg-type]
+        self.batcher = make_batcher(self.engine, Limits(**limits))  # type: ignore[arg-type]
         self.crowd = Crowd()
         self.submitted: dict[int, float] = {}
 
@@ -882,43 +889,68 @@ def test_bug_in_group_commit_is_answered_unknown_and_service_goes_on(count: int)
     run()
 
 
-# The recorder
+# The recorder and the meter
 
 
 class Evidence:
-    """A recorder that remembers."""
+    """A recorder and a meter that remember."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, Answer]] = []
         self.calls: list[int] = []
+        self.measured: list[tuple[list[str], list[float]]] = []
+        self.refused: list[str] = []
 
     def record(self, requests: list[Request], answers: list[Answer]) -> None:
         self.calls.append(len(requests))
         for request, answer in zip(requests, answers, strict=True):
             self.told.append((request.user_id, without_version(answer)))
 
+    def measure(self, requests: list[Request], answers: list[Answer], arrivals: list[float]) -> None:
+        assert len(requests) == len(answers)
+        self.measured.append(([request.user_id for request in requests], arrivals))
+
+    def refuse(self, requests: list[Request], answers: list[Answer]) -> None:
+        assert len(requests) == len(answers)
+        self.refused += [request.user_id for request in requests]
+
 
 @simulated
 async def test_a_recorder_is_told_what_everybody_is_told_once_for_each_batch() -> None:
     sale, evidence = Sale(stock=3), Evidence()
-    sale.batcher = Batcher(sale.engine, Limits(batch_count_max=4, queue_count_max=6), evidence)
+    sale.batcher = make_batcher(sale.engine, Limits(batch_count_max=4, queue_count_max=6), evidence, evidence)
     sale.buy(*range(8))  # there is no room for two
     answers = await sale.end()
     assert [answers[6], answers[7]] == [BUSY, BUSY]
     assert evidence.calls == [1, 1, 4, 2]
+    assert evidence.refused == ["u6", "u7"]
+    assert [users for users, _ in evidence.measured] == [["u0", "u1", "u2", "u3"], ["u4", "u5"]]
     assert sorted(evidence.told) == sorted((f"u{ticket}", answer) for ticket, answer in answers.items())
+
+
+@simulated
+async def test_what_waits_is_known() -> None:
+    sale = Sale()
+    sale.buy(0)
+    await asyncio.sleep(0)  # it is on its way
+    sale.buy(1, 10)
+    assert (sale.batcher.waiting_count, sale.batcher.waiting_size) == (2, len("p") * 2 + len("u1") + len("u10"))
+    await sale.end()
+    assert (sale.batcher.waiting_count, sale.batcher.waiting_size) == (0, 0)
 
 
 @simulated
 async def test_a_recorder_is_told_of_those_who_were_answered_without_the_store() -> None:
     sale, evidence = Sale(hang, always=REFUSED), Evidence()
-    sale.batcher = Batcher(sale.engine, None, evidence)
+    sale.batcher = make_batcher(sale.engine, None, evidence, evidence)
     sale.buy(0)
     await asyncio.sleep(0.5)
     sale.buy(1, 2)
     answers = await sale.end()
     assert answers == {0: UNKNOWN, 1: NOT_EXECUTED, 2: NOT_EXECUTED}
     assert evidence.told == [("u0", UNKNOWN), ("u1", NOT_EXECUTED), ("u2", NOT_EXECUTED)]
+    measured = dict(zip(*map(chain.from_iterable, zip(*evidence.measured, strict=True)), strict=True))
+    assert measured == {f"u{ticket}": at for ticket, at in sale.submitted.items()}
 
 
 # Refused at once
@@ -1075,7 +1107,7 @@ async def test_defective_keys_refuse_nobody_without_asking() -> None:
 @simulated
 async def test_refused_at_once_is_recorded_like_any_other() -> None:
     sale, evidence = Sale(always=REFUSED), Evidence()
-    sale.batcher = Batcher(sale.engine, None, evidence)
+    sale.batcher = make_batcher(sale.engine, None, evidence)
     sale.buy(0)
     await sale.end()
     sale.buy(1, 2)

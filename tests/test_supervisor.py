@@ -86,7 +86,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 def test_it_says_when_all_serve_and_ends_them_all(
     supervisor: Callable[..., "subprocess.Popen[str]"], number: signal.Signals
 ) -> None:
-    process = supervisor("sys.exit(supervise(3, until_told, serving, stop_timeout_s=10))")
+    process = supervisor("sys.exit(supervise([until_told] * 3, serving, stop_timeout_s=10))")
     pids = served(process, 3)
     assert len(set(pids)) == 3
     process.send_signal(number)
@@ -107,7 +107,7 @@ def work(ready):
     flag.touch()
     until_told(ready)
 
-sys.exit(supervise(3, work, serving, stop_timeout_s=10))
+sys.exit(supervise([work] * 3, serving, stop_timeout_s=10))
 """)
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
@@ -118,7 +118,7 @@ sys.exit(supervise(3, work, serving, stop_timeout_s=10))
 
 
 def test_a_worker_that_dies_is_replaced_whatever_killed_it(supervisor: Callable[..., "subprocess.Popen[str]"]) -> None:
-    process = supervisor("sys.exit(supervise(2, until_told, serving, stop_timeout_s=10))")
+    process = supervisor("sys.exit(supervise([until_told] * 2, serving, stop_timeout_s=10))")
     pids = served(process, 2)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
         os.kill(int(pids.pop(0)), number)
@@ -143,7 +143,7 @@ def work(ready):
         file.write("x")
     ready()
 
-sys.exit(supervise(1, work, serving, stop_timeout_s=10))
+sys.exit(supervise([work], serving, stop_timeout_s=10))
 """)
     time.sleep(2)
     begun = time.monotonic()
@@ -163,7 +163,7 @@ def work(ready):
     tell(os.getpid())
     time.sleep(100)
 
-sys.exit(supervise(2, work, serving, stop_timeout_s=0.5))
+sys.exit(supervise([work] * 2, serving, stop_timeout_s=0.5))
 """)
     pids = served(process, 2)
     begun = time.monotonic()
@@ -188,7 +188,7 @@ def beside(ready):
     until_told(ready)
     tell("one beside has ended")
 
-sys.exit(supervise(2, slow, serving, beside=[beside, beside], stop_timeout_s=30))
+sys.exit(supervise([slow] * 2, serving, beside=[beside, beside], stop_timeout_s=30))
 """)
     served(process, 4)
     process.terminate()
@@ -210,7 +210,7 @@ def beside(ready):
     until_told(ready)
     tell("one beside has ended")
 
-sys.exit(supervise(1, deaf, serving, beside=[beside], stop_timeout_s=1.5))
+sys.exit(supervise([deaf], serving, beside=[beside], stop_timeout_s=1.5))
 """)
     served(process, 2)
     process.terminate()
@@ -222,7 +222,7 @@ sys.exit(supervise(1, deaf, serving, beside=[beside], stop_timeout_s=1.5))
 def test_workers_end_by_themselves_when_the_supervisor_is_killed(
     supervisor: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
-    process = supervisor("sys.exit(supervise(2, until_told, serving, stop_timeout_s=10))")
+    process = supervisor("sys.exit(supervise([until_told] * 2, serving, stop_timeout_s=10))")
     pids = served(process, 2)
     os.kill(int(pids[0]), signal.SIGKILL)  # also those that were started later
     pids = [pids[1], *lines(process, 1)]

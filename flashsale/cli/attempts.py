@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashsale.attempts import OUTCOMES
 from flashsale.cli.options import (
     database_option,
     json_option,
@@ -16,6 +15,7 @@ from flashsale.cli.options import (
 )
 from flashsale.cli.orders import shown_moment, with_database
 from flashsale.config import Config
+from flashsale.domain.attempts import OUTCOMES
 
 if TYPE_CHECKING:  # it takes longer to import than all else together
     from flashsale.orders.database import Database

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 
 from flashsale.http.asks import RefusedError
-from flashsale.http.replies import Headers, Receive, Scope, Send, problem
+from flashsale.http.replies import Headers, Receive, Reply, Scope, Send, problem
 
 STREAM_COUNT_MAX = 256
 """Streams of one worker, of whatever kind: each takes its share of the loop with every event."""
@@ -56,7 +56,12 @@ class Streams:
     """What all streams of a worker share: how many there may be, and when they end."""
 
     def __init__(
-        self, draining: asyncio.Event, *, count_max: int = STREAM_COUNT_MAX, heartbeat_s: float = HEARTBEAT_S
+        self,
+        draining: asyncio.Event,
+        *,
+        count_max: int = STREAM_COUNT_MAX,
+        heartbeat_s: float = HEARTBEAT_S,
+        respond: Callable[[int], None] = lambda status: None,
     ) -> None:
         """Allow so many.
 
@@ -64,11 +69,13 @@ class Streams:
             draining: set when all shall end.
             count_max: beyond it a client is answered 503.
             heartbeat_s: without an event for so long, a comment is sent.
+            respond: counts each response by its status.
         """
         self.count = 0
         self._draining = draining
         self._count_max = count_max
         self._heartbeat_s = heartbeat_s
+        self._respond = respond
 
     def endpoint(self, open_events: Open) -> "EventEndpoint":
         """Return the ASGI application that streams these events."""
@@ -77,7 +84,7 @@ class Streams:
     async def stream(self, scope: Scope, receive: Receive, send: Send, open_events: Open) -> None:
         """Stream events to a client until they end, or he is gone, or the server ends."""
         if self.count >= self._count_max or self._draining.is_set():
-            await _TOO_MANY.send(send)
+            await self._refuse(_TOO_MANY, send)
             return
         self.count += 1
         try:
@@ -89,15 +96,20 @@ class Streams:
         try:
             events = await open_events(scope)
         except RefusedError as refused:
-            await refused.reply.send(send)
+            await self._refuse(refused.reply, send)
             return
         try:
             await self._stream(scope, receive, send, events)
         finally:
             await events.aclose()
 
+    async def _refuse(self, reply: Reply, send: Send) -> None:
+        self._respond(reply.status)
+        await reply.send(send)
+
     async def _stream(self, scope: Scope, receive: Receive, send: Send, events: Events) -> None:
         scope["state"]["watch"]()
+        self._respond(200)
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
         if scope["method"] != "HEAD":
             sending = asyncio.create_task(self._send(send, events))

@@ -11,6 +11,7 @@ from flashsale.domain.schedules import CurrentSale
 from flashsale.feed import Feed
 from flashsale.limiting import Gate
 from flashsale.peers import Proxies
+from flashsale.sampling import Sampler
 
 
 class Services(Struct, frozen=True, kw_only=True):
@@ -24,6 +25,8 @@ class Services(Struct, frozen=True, kw_only=True):
     """Returns the sale of the schedule of that name that goes on, or of the first one; None when there is none."""
     reopen: Callable[[str | None], Awaitable[tuple[str, int]]]
     """Opens a product anew, or the only one; returns which, and its units. Raises FlashsaleError."""
+    sampler: Sampler
+    """Looks at all workers, for those who look on."""
     draining: asyncio.Event
     """Set once the server is to end."""
     operator_token: str | None = None
@@ -36,3 +39,5 @@ class Services(Struct, frozen=True, kw_only=True):
     """Who is believed when he says for whom he asks."""
     record: Callable[[list[Request], list[Answer]], None] = lambda requests, answers: None
     """Is told of those it refused."""
+    respond: Callable[[int], None] = lambda status: None
+    """Counts a response by its status."""

@@ -62,10 +62,14 @@ class Places(Struct, frozen=True):
     """Whether there is room for one more."""
     forget: Callable[["HttpSession"], None]
     """He is gone."""
+    respond: Callable[[int], None] = lambda status: None
+    """Counts a response that no application has made."""
 
 
 class HttpSession(HttpToolsProtocol):
     """One client, from its first byte; swept by the server once a second."""
+
+    door = "http"
 
     def __init__(self, config: Config, state: ServerState, places: Places, *, body_size_max: int) -> None:
         """Serve a client.
@@ -280,6 +284,7 @@ class HttpSession(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if reply is not None:
+            self._places.respond(reply.status)
             self.transport.write(reply.as_bytes(_CLOSE))
         self.flow.resume_reading()
         if self._peer_ended:

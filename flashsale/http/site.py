@@ -15,11 +15,13 @@ from flashsale.http.current import Current
 from flashsale.http.events import Streams
 from flashsale.http.following import Following
 from flashsale.http.health import Health
-from flashsale.http.identity import TOLD, Teller
+from flashsale.http.identity import TOLD, Application, Teller
+from flashsale.http.live import Live
 from flashsale.http.openapi import make_document
 from flashsale.http.operator import Operator
 from flashsale.http.orders import Orders
 from flashsale.http.products import Products
+from flashsale.http.prometheus import Prometheus
 from flashsale.http.replies import JSON, Receive, Reply, Scope, Send, problem
 from flashsale.http.services import Services
 from flashsale.http.session import answer
@@ -39,6 +41,8 @@ class _Page:
 
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self.methods = sorted(endpoints)
+        self.respond: Callable[[int], None] = lambda status: None
+        """Counts a reply by its status."""
         self._teller = Teller()
         self._endpoints = dict(endpoints)
         if "GET" in endpoints:
@@ -53,6 +57,7 @@ class _Page:
             return
         if reply.status in TOLD:
             reply = self._teller.tell(scope, reply)
+        self.respond(reply.status)
         await answer(reply, send)
 
 
@@ -62,7 +67,8 @@ class Site:
     def __init__(self, services: Services) -> None:
         orders, current, products = Orders(services), Current(services), Products(services)
         health, operator = Health(services), Operator(services)
-        streams, following = Streams(services.draining), Following(services)
+        streams = Streams(services.draining, respond=services.respond)
+        following, metrics = Following(services), Prometheus(services.sampler)
         pages = {
             "/api/purchase": _Page({"POST": orders.purchase}),
             "/checkout": _Page({"POST": current.checkout}),
@@ -80,9 +86,13 @@ class Site:
             "/livez": _Page({"GET": health.livez}),
             "/readyz": _Page({"GET": health.readyz}),
             "/openapi.json": _Page({"GET": _Fixed(make_document(__version__)).read}),
+            "/metrics": _Page({"GET": metrics.read}),
         }
+        for page in pages.values():
+            page.respond = services.respond
         self._hot = {("POST", path): pages[path] for path in HOT}
-        followed = {
+        followed: dict[str, Application] = {
+            "/live": Live(services.sampler, streams),
             "/stream": streams.endpoint(following.the_present),
             "/v1/products/{product_id}/events": streams.endpoint(following.every_change),
         }
@@ -91,8 +101,9 @@ class Site:
                 *(Route(path, page, methods=page.methods) for path, page in pages.items()),
                 *(Route(path, events, methods=["GET"]) for path, events in followed.items()),
             ],
-            exception_handlers={HTTPException: _refuse},
+            exception_handlers={HTTPException: self._refuse},
         )
+        self._respond = services.respond
         self._router.router.redirect_slashes = False
         self.routes = self._router.routes
         """What the router knows."""
@@ -107,6 +118,14 @@ class Site:
             scope["path"] = scope["raw_path"].decode("ascii")
         await self._router(scope, receive, send)
 
+    async def _refuse(self, request: Request, error: Exception) -> Response:
+        """Answer what the router does not know."""
+        assert isinstance(error, HTTPException)
+        reply = _NOT_ALLOWED if error.status_code == _NOT_ALLOWED.status else _NOT_FOUND
+        self._respond(reply.status)
+        headers = {name.decode(): value.decode() for name, value in reply.headers} | dict(error.headers or {})
+        return Response(reply.body, status_code=reply.status, headers=headers)
+
 
 class _Fixed:
     """JSON that is always the same."""
@@ -117,11 +136,3 @@ class _Fixed:
     async def read(self, scope: Scope, receive: Receive) -> Reply:
         """Return it."""
         return self._reply
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    """Answer what the router does not know."""
-    assert isinstance(error, HTTPException)
-    reply = _NOT_ALLOWED if error.status_code == _NOT_ALLOWED.status else _NOT_FOUND
-    headers = {name.decode(): value.decode() for name, value in reply.headers} | dict(error.headers or {})
-    return Response(reply.body, status_code=reply.status, headers=headers)

@@ -15,7 +15,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from flashsale.attempts import KINDS, Group, Pipe
+from flashsale.attempts import Group, Pipe
+from flashsale.domain.attempts import KINDS
 from flashsale.errors import DatabaseError
 from flashsale.orders.database import Database
 from flashsale.orders.inserting import insert

@@ -76,6 +76,8 @@ class RedisEngine:
         self._pool = make_pool(url)  # the batcher's deadline bounds each call
         self._connection: AbstractConnection | None = None
         self._trouble: str | None = None
+        self.connect_count = 0
+        """How often it has connected."""
         self._refusals: dict[str, float] = {}  # what the store refuses batches with -> when it last did
         self._alarmed: set[str] = set()  # products that cannot be sold, as far as the log knows
 
@@ -229,6 +231,7 @@ class RedisEngine:
             await connection.disconnect(nowait=True)
             raise
         self._connection = connection
+        self.connect_count += 1
         return connection
 
     async def _lost(self, error: Exception, *, reachable: bool) -> None:

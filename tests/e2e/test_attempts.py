@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from flashsale.attempts import KINDS
+from flashsale.domain.attempts import KINDS
 from flashsale.domain.sale import Terms
 from flashsale.launch import ServerProcess
 from flashsale.orders.database import Database, database_url

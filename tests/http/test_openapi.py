@@ -17,10 +17,12 @@ from flashsale.http.openapi import OPERATIONS, make_document
 from flashsale.http.services import Services
 from flashsale.http.site import Site
 from flashsale.launch import ServerProcess
+from flashsale.metrics import Board
+from flashsale.sampling import Sampler
 from flashsale.store.ledger import RedisLedger
 from flashsale.store.schedules import RedisSchedules
 
-OTHERS = {"/openapi.json"}
+OTHERS = {"/openapi.json", "/metrics", "/live"}
 """What is no part of it: for people and for machines that are not buyers."""
 CHECKS = (
     "not_a_server_error",
@@ -38,12 +40,14 @@ async def test_every_route_is_in_the_document(store_url: str) -> None:
         raise AssertionError
 
     feed = Feed(reading=RedisLedger(store_url), following=RedisLedger(store_url))
+    board = Board(1)
     site = Site(
         Services(
             ask=nobody,  # type: ignore[arg-type]
             feed=feed,
             current_sale=lambda _: None,
             reopen=nobody,  # type: ignore[arg-type]
+            sampler=Sampler(board, board.slots[0], nobody),  # type: ignore[arg-type]
             draining=asyncio.Event(),
         )
     )

@@ -1,0 +1,116 @@
+"""Counts what a worker answers: once for each batch, as there may be some hundred thousand requests a second."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import get_args
+
+from flashsale.domain.answers import Answer
+from flashsale.domain.attempts import KINDS
+from flashsale.domain.batches import Ambiguous, Batch, NotExecuted, Outcome
+from flashsale.domain.requests import GetStatus, Request
+from flashsale.engine import Engine
+from flashsale.metrics import (
+    ANSWERS,
+    AWAY,
+    BATCH,
+    LATENCY,
+    REQUESTS,
+    RESPONSE_CLASSES,
+    RESPONSES,
+    ROUND_TRIP,
+    ROUNDS_FAILED,
+    STATUS,
+    Slot,
+    place_of,
+)
+
+_TAGS: dict[type[Answer], str] = {kind: str(kind.__struct_config__.tag) for kind in get_args(Answer)}
+_PLACES = {
+    (kind, answer): place_of(REQUESTS, operation, tag)
+    for kind, operation in (*KINDS, (GetStatus, STATUS))
+    for answer, tag in _TAGS.items()
+    if tag in ANSWERS
+}
+_LATENCY_FIRST = place_of(LATENCY)
+_LATENCY_SUM = _LATENCY_FIRST + LATENCY.word_count - 1
+_RESPONSE_PLACES = {number: place_of(RESPONSES, name) for number, name in enumerate(RESPONSE_CLASSES, 1)}
+_AWAY, _ROUNDS_FAILED = place_of(AWAY), place_of(ROUNDS_FAILED)
+
+
+class Meter:
+    """Counts into a worker's slot; see flashsale.batching.Meter."""
+
+    def __init__(self, slot: Slot, now: Callable[[], float] = monotonic) -> None:
+        self._slot = slot
+        self._words = slot.words
+        self._now = now
+
+    def measure(self, requests: Sequence[Request], answers: Sequence[Answer], arrivals: Sequence[float]) -> None:
+        """Count requests that were answered now; what nobody asked for from outside is not counted.
+
+        Args:
+            requests: at least one.
+            answers: in the same order.
+            arrivals: when each came, on the same clock, the oldest first.
+        """
+        now = self._now()
+        kinds, ends = list(map(type, requests)), list(map(type, answers))
+        count = len(kinds)
+        if kinds.count(kinds[0]) == count and ends.count(ends[0]) == count:  # a crowd wants, and gets, the same
+            place = _PLACES.get((kinds[0], ends[0]))
+            if place is None:
+                return
+            self._words[place] += count
+        else:
+            for pair, number in Counter(zip(kinds, ends, strict=True)).items():
+                if pair in _PLACES:
+                    self._words[_PLACES[pair]] += number
+        self._slot.observe(BATCH, bisect_left(BATCH.bounds, count), count)
+        self._spread(arrivals, now)
+
+    def refuse(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        """Count requests that were answered at once, as there was no use in waiting."""
+        for request, answer in zip(requests, answers, strict=True):
+            place = _PLACES.get((type(request), type(answer)))
+            if place is not None:
+                self._words[place] += 1
+
+    def respond(self, status: int) -> None:
+        """Count a response over HTTP."""
+        self._words[_RESPONSE_PLACES[status // 100]] += 1
+
+    def _spread(self, arrivals: Sequence[float], now: float) -> None:
+        """Sort those who waited since then into the buckets of the latency."""
+        words, bounds = self._words, LATENCY.bounds
+        newest = bisect_left(bounds, now - arrivals[-1])
+        oldest = bisect_left(bounds, now - arrivals[0])
+        counted = 0
+        for bucket in range(oldest, newest, -1):  # few, if any
+            up_to = bisect_left(arrivals, now - bounds[bucket - 1])
+            words[_LATENCY_FIRST + bucket] += up_to - counted
+            counted = up_to
+        words[_LATENCY_FIRST + newest] += len(arrivals) - counted
+        words[_LATENCY_SUM] += max(0.0, len(arrivals) * now - sum(arrivals))  # a sum that is rounded may be below 0
+
+
+class MeteredEngine:
+    """An engine whose rounds are measured; see flashsale.engine.Engine."""
+
+    def __init__(self, engine: Engine, slot: Slot) -> None:
+        self._engine = engine
+        self._slot = slot
+
+    async def commit(self, batches: Sequence[Batch], *, timeout_s: float) -> list[Outcome]:
+        """Have the batches decided."""
+        begun = monotonic()
+        outcomes = await self._engine.commit(batches, timeout_s=timeout_s)
+        lasted_s = monotonic() - begun
+        is_away = all(isinstance(outcome, NotExecuted | Ambiguous) for outcome in outcomes)
+        self._slot.words[_AWAY] = is_away
+        if is_away:
+            self._slot.words[_ROUNDS_FAILED] += 1
+        else:
+            self._slot.observe(ROUND_TRIP, bisect_left(ROUND_TRIP.bounds, lasted_s), lasted_s)
+        return outcomes
