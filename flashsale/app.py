@@ -24,7 +24,7 @@ from flashsale.config import HTTP_WORDS, Config, split_address
 from flashsale.errors import ConfigError, ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
-from flashsale.gating import make_gate
+from flashsale.gating import Record, make_gate
 from flashsale.launch import raise_descriptor_limit
 from flashsale.limiting import Gate
 from flashsale.meter import Meter, MeteredEngine
@@ -32,7 +32,7 @@ from flashsale.metrics import CONNECTIONS, CONNECTS, QUEUE, QUEUE_SIZE, REFUSED,
 from flashsale.peers import Proxies
 from flashsale.sampling import Sampler
 from flashsale.scheduling import Scheduler
-from flashsale.server import Record, ServerLimits, TcpServer
+from flashsale.server import ServerLimits, TcpServer
 from flashsale.sockets import Port, tell_ready
 from flashsale.store.admin import Admin
 from flashsale.store.calendar import RedisCalendar

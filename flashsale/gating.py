@@ -1,4 +1,4 @@
-"""Asks the gate before a request is submitted: for doors whose clients take BUSY for an answer."""
+"""Asks the gate before a request is submitted, for every door, and has the recorder told whom it refused."""
 
 from collections.abc import Callable
 from math import ceil
@@ -8,6 +8,7 @@ from flashsale.domain.answers import Answer, Busy
 from flashsale.domain.requests import Request, Subscribe
 from flashsale.limiting import OPERATIONS, Gate, parse_rate, parse_route_rates
 
+Record: TypeAlias = Callable[[list[Request], list[Answer]], None]
 Asked = TypeVar("Asked", bound=Request | Subscribe)
 Submit: TypeAlias = Callable[[Asked, Any, int], None]
 """Takes a request, the client's session and the ticket; of the session are asked `client` and `answer`."""
@@ -35,31 +36,33 @@ def make_gate(clock: Callable[[], float], *, user: str | None, client: str | Non
     )
 
 
-def busy_for(wait_s: float) -> Busy:
-    """Return the answer to one who comes too often."""
-    return Busy(ceil(wait_s * 1000))
-
-
-def guarded(
-    submit: Submit[Asked], gate: Gate, record: Callable[[list[Request], list[Answer]], None] | None = None
-) -> Submit[Asked]:
-    """Return what submits a request unless it comes too often, and then answers it.
+def refuse(request: Request | Subscribe, client: str, gate: Gate, record: Record) -> Busy | None:
+    """Return the answer to a request that comes too often; None when it is to be submitted.
 
     Args:
-        submit: what submits it.
-        gate: says whether it does.
-        record: is told of each that was refused.
+        request: of a buyer.
+        client: who asks, as flashsale.peers calls it; empty when that is not known.
+        gate: knows how often everybody came.
+        record: is told of a request that was refused, with its answer.
     """
+    user_id = "" if isinstance(request, Subscribe) else request.user_id
+    wait_s = gate.wait_s(OPERATIONS[type(request)], client, user_id)
+    if not wait_s:
+        return None
+    busy = Busy(ceil(wait_s * 1000))
+    if not isinstance(request, Subscribe):
+        record([request], [busy])
+    return busy
+
+
+def guarded(submit: Submit[Asked], gate: Gate, record: Record) -> Submit[Asked]:
+    """Return what submits a request unless it comes too often, and then answers it; see `refuse`."""
 
     def ask(request: Asked, session: Any, ticket: int) -> None:
-        user_id = "" if isinstance(request, Subscribe) else request.user_id
-        wait_s = gate.wait_s(OPERATIONS[type(request)], session.client, user_id)
-        if not wait_s:
+        busy = refuse(request, session.client, gate, record)
+        if busy is None:
             submit(request, session, ticket)
-            return
-        answer = busy_for(wait_s)
-        session.answer(ticket, answer)
-        if record is not None and not isinstance(request, Subscribe):
-            record([request], [answer])
+        else:
+            session.answer(ticket, busy)
 
     return ask

@@ -25,7 +25,7 @@ OPERATIONS: dict[type, str] = {
 """What a request is called in `rate_route`, whichever door it comes through."""
 
 BUCKET_COUNT_MAX = 65_536
-"""Users, or clients, that are told apart, in some 15 MB for each of the two; the least recently seen is forgotten.
+"""Users, or clients, that are told apart, in some 10 MB for each of the two; the least recently seen is forgotten.
 
 That is safe. A bucket that is forgotten is a full one: nobody is refused who should not be. Nearly always it was full,
 as 65,536 others have come since; where it was not, its owner may come too often by one burst. Whoever can come with as

@@ -19,7 +19,7 @@ from flashsale.connection import IN_FLIGHT_DEFAULT, ServerConnection
 from flashsale.domain.answers import BUSY, NOT_EXECUTED, Answer, Failed
 from flashsale.domain.requests import Request, Subscribe
 from flashsale.feed import Feed
-from flashsale.gating import guarded
+from flashsale.gating import Record, guarded
 from flashsale.limiting import Gate
 from flashsale.peers import client_of
 from flashsale.sockets import LISTEN_BACKLOG, connection_count_allowed, keep_alive, reset
@@ -39,7 +39,6 @@ _TOO_MANY = encode_answer(MessageType.NOTICE, BUSY)
 _log = logging.getLogger(__name__)
 
 Submit = Callable[[Request, "Session", int], None]
-Record = Callable[[list[Request], list[Answer]], None]
 
 _METHOD_BYTES = range(ord("A"), ord("Z") + 1)
 """What a connection begins with that speaks HTTP: no message type of this protocol is a capital letter."""
@@ -366,7 +365,7 @@ class TcpServer:
         feed: Feed | None = None,
         make_http: MakeHttp | None = None,
         gate: Gate | None = None,
-        record: Record | None = None,
+        record: Record = lambda requests, answers: None,
     ) -> None:
         """Serve nothing yet.
 
@@ -387,7 +386,7 @@ class TcpServer:
         self.is_gated = gate is not None
         if gate is not None:
             self.submit = guarded(submit, gate, record)
-            self.subscribe = guarded(self.subscribe, gate)
+            self.subscribe = guarded(self.subscribe, gate, record)
         self.feed = feed
         self.limits = limits or ServerLimits()
         self.make_http = make_http

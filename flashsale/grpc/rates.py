@@ -1,15 +1,14 @@
 """Who comes too often is answered before anybody is asked; what that is over gRPC is in the table of outcomes."""
 
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
 from msgspec import Struct
 
-from flashsale.domain.answers import Answer, Busy
+from flashsale.domain.answers import Busy
 from flashsale.domain.requests import Request, Subscribe
-from flashsale.gating import busy_for
-from flashsale.limiting import OPERATIONS, Gate
+from flashsale.gating import Record, refuse
+from flashsale.limiting import Gate
 from flashsale.peers import Proxies
 
 _FORWARDED = "x-forwarded-for"
@@ -21,7 +20,7 @@ class Rates(Struct, frozen=True):
     gate: Gate
     proxies: Proxies
     """Those who are believed when they say for whom they ask."""
-    record: Callable[[list[Request], list[Answer]], None]
+    record: Record
     """Is told of each that was refused."""
 
     def refuse(self, request: Request | Subscribe, context: Any) -> Busy | None:
@@ -31,16 +30,9 @@ class Rates(Struct, frozen=True):
             request: what is asked.
             context: the call's grpc.aio.ServicerContext.
         """
-        user_id = "" if isinstance(request, Subscribe) else request.user_id
         forwarded = [value for name, value in context.invocation_metadata() if name == _FORWARDED]
         client = self.proxies.client_of(address_of(context.peer()), forwarded)
-        wait_s = self.gate.wait_s(OPERATIONS[type(request)], client, user_id)
-        if not wait_s:
-            return None
-        busy = busy_for(wait_s)
-        if not isinstance(request, Subscribe):
-            self.record([request], [busy])
-        return busy
+        return refuse(request, client, self.gate, self.record)
 
 
 def address_of(peer: str) -> str:

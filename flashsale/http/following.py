@@ -20,7 +20,6 @@ from flashsale.http.outcomes import refusal_of
 from flashsale.http.rates import check_rate
 from flashsale.http.replies import Scope, problem
 from flashsale.http.services import Services
-from flashsale.limiting import OPERATIONS
 from flashsale.wire import HEADER_SIZE, FrameReader, decode_feed_event
 
 TICK_S = 0.1
@@ -148,15 +147,15 @@ class Following:
 
     async def every_change(self, scope: Scope) -> Events:
         """Return each change of the product in the path, from where the client was."""
-        check_rate(self._services, scope, OPERATIONS[Subscribe])
         request = _subscribe(scope, segment(scope["path_params"]["product_id"]))
+        check_rate(self._services, scope, request)
         follower = Follower(self._services.feed, keeps_up=False)
         return _changes(follower, await _begin(follower, request))
 
     async def the_present(self, scope: Scope) -> Events:
         """Return how products stand, and what of their changes a person can follow."""
-        check_rate(self._services, scope, OPERATIONS[Subscribe])
         request = Subscribe(parameters(scope).get("product_id"))
+        check_rate(self._services, scope, request)
         follower = Follower(self._services.feed, keeps_up=True)
         return self._present(follower, await _begin(follower, request))
 

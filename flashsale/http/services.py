@@ -9,6 +9,7 @@ from flashsale.domain.answers import Answer
 from flashsale.domain.requests import Request
 from flashsale.domain.schedules import CurrentSale
 from flashsale.feed import Feed
+from flashsale.gating import Record
 from flashsale.limiting import Gate
 from flashsale.peers import Proxies
 from flashsale.sampling import Sampler
@@ -37,7 +38,7 @@ class Services(Struct, frozen=True, kw_only=True):
     """Refuses who comes too often; ask it by way of flashsale.http.rates."""
     proxies: Proxies = Proxies()
     """Who is believed when he says for whom he asks."""
-    record: Callable[[list[Request], list[Answer]], None] = lambda requests, answers: None
+    record: Record = lambda requests, answers: None
     """Is told of those it refused."""
     respond: Callable[[int], None] = lambda status: None
     """Counts a response by its status."""
