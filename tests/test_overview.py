@@ -171,10 +171,16 @@ async def test_a_store_that_is_away_has_no_products(start_store: Callable[..., i
     await scene.close()
 
 
-async def test_a_store_that_is_silent_has_none_either(scene: Scene) -> None:
+async def test_a_store_that_is_silent_has_none_either_and_the_log_says_so_once(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
     await scene.admin.init("p", 1)
     assert set(await scene.look() or {}) == {"p"}
     await scene.redis.execute_command("CLIENT", "PAUSE", 800, "ALL")
     assert await scene.look() is None
-    await scene.redis.ping()
+    await scene.redis.ping()  # waits until the store does
     assert set(await scene.look() or {}) == {"p"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "products cannot be looked at: the store does not answer in time",
+        "products can be looked at again",
+    ]

@@ -396,3 +396,19 @@ async def test_without_a_feed_a_subscription_cannot_be_had() -> None:
     session.receive(SUBSCRIBE)
     assert transport.written == encode_answer(0x10, NOT_EXECUTED)
     session.connection_lost(None)
+
+
+class Over(Session):
+    """A client of another door."""
+
+    door = "http"
+
+
+async def test_clients_are_counted_by_door_and_so_are_those_for_whom_there_was_no_room(client: Client) -> None:
+    it = TcpServer(client.submit, ServerLimits(connection_count_max=2))  # type: ignore[arg-type]
+    sessions = [Session(it), Over(it), Session(it)]
+    assert [it.admit(session) for session in sessions] == [True, True, False]
+    assert (it.count_of("tcp"), it.count_of("http"), it.count_of("grpc"), it.refused_count) == (1, 1, 0, 1)
+    for session in [*sessions, sessions[0]]:  # one was not admitted, and one is told of twice
+        it.forget(session)
+    assert (it.count_of("tcp"), it.count_of("http"), it.connection_count) == (0, 0, 0)

@@ -4,6 +4,7 @@ It has a connection of its own, which repeats nothing and waits briefly: a store
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -23,6 +24,7 @@ LOOKED_AT_COUNT_MAX = 256
 """Products in one look: about 0.3 ms of the store's time. If there are more, each look is at those that were shown and
 at the next part of the others."""
 
+_log = logging.getLogger(__name__)
 _KNOWN_COUNT_MAX = 16_384
 _AGE_S = 0.9
 """A look that is younger is the look: those who look once a second get a new one each time."""
@@ -48,6 +50,7 @@ class Overview:
         self._shown: list[ProductView] | None = None
         self._chosen: list[str] = []  # when the store was there last
         self._looked_at = -_AGE_S
+        self._trouble: Exception | None = None
         self._looking = asyncio.Lock()
 
     async def look(self) -> list[ProductView] | None:
@@ -68,9 +71,18 @@ class Overview:
     async def _look(self) -> list[ProductView] | None:
         try:
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                return self._choose(await self._read(await self._names()))
-        except (RedisError, OSError):  # a TimeoutError is an OSError
+                views = self._choose(await self._read(await self._names()))
+        except (RedisError, OSError) as error:  # a TimeoutError is an OSError
+            if self._trouble is None:
+                _log.warning("products cannot be looked at: %s", str(error) or "the store does not answer in time")
+            self._trouble = error
+            with suppress(RedisError, OSError):
+                await self._redis.connection_pool.disconnect()  # a late reply must not be taken for that of the next
             return None
+        if self._trouble is not None:
+            _log.warning("products can be looked at again")
+            self._trouble = None
+        return views
 
     async def _names(self) -> list[str]:
         """Return the products to look at."""

@@ -17,11 +17,13 @@ import redis
 from msgspec import Struct
 from prometheus_client.parser import text_string_to_metric_families
 
+from flashsale.domain.requests import Subscribe
 from flashsale.http.prometheus import COLLECTED, Written
 from flashsale.launch import ServerProcess
 from flashsale.live import ProductView
 from flashsale.metrics import Board
 from flashsale.store.admin import Admin
+from flashsale.wire import encode_request
 from tests.http.client import Http, Raw
 from tests.test_readme import rows
 
@@ -282,3 +284,17 @@ def test_whichever_worker_answers_has_them_all_counted_also_after_one_was_killed
     buy_some(24, 36)
     until(lambda: all_see(36))
     until(lambda: sum(by_whoever_answers(two_workers).connections.values()) <= 1)  # none is left of the dead
+
+
+def test_who_follows_a_sale_over_tcp_is_counted(
+    server: ServerProcess, http_client: Http, open_sale: Callable[..., str]
+) -> None:
+    def present() -> list[float]:
+        found = metrics(http_client)
+        return [value(found, "flashsale_connections", door="tcp"), value(found, "flashsale_subscribers")]
+
+    assert present() == [0, 0]
+    with Raw(server.port) as raw:
+        raw.send(encode_request(Subscribe(open_sale(1))))
+        until(lambda: present() == [1, 1])
+    until(lambda: present() == [0, 0])
