@@ -20,7 +20,6 @@ from flashsale.sampling import Sampler
 
 _AGE_MAX_S = 0.5
 """What is younger is told again: a page costs some milliseconds, and anybody may ask for it."""
-_STATES = ("open", "not_open", "paused", "closed", "frozen")
 
 STORE_UP = Metric("flashsale_store_up", Type.GAUGE, "1 when the store could be looked at just now, else 0")
 UP_TIME = Metric("flashsale_worker_up_seconds", Type.GAUGE, "since a worker was started", ("worker",))
@@ -35,9 +34,7 @@ LAG = Metric(
     "changes that are not in the database yet, or not in the topic before it",
     ("product",),
 )
-STATE = Metric(
-    "flashsale_product_state", Type.GAUGE, "1 for the state in which a sale is, 0 for the others", ("product", "state")
-)
+STATE = Metric("flashsale_product_state", Type.GAUGE, "1 for the state in which a sale is", ("product", "state"))
 COLLECTED = (*METRICS, STORE_UP, UP_TIME, BY_WORKER, UNITS, REMAINING, SOLD, HELD, LAG, STATE)
 """All there is at `/metrics`; what is of products is absent while the store is away."""
 
@@ -55,12 +52,30 @@ class Prometheus:
         """Return the page."""
         async with self._writing:
             if monotonic() - self._written_at >= _AGE_MAX_S:
-                products = await self._sampler.products()
-                written = Written(self._sampler.read(), products, monotonic())
-                self._page = generate_latest(written)
+                self._page = await self._write()
                 self._written_at = monotonic()
         kind = (b"content-type", CONTENT_TYPE_LATEST.encode())
         return Reply(200, [kind, (b"content-length", b"%d" % len(self._page))], self._page)
+
+    async def _write(self) -> bytes:
+        """Return what there is now, family by family: buyers have a turn between two."""
+        products = await self._sampler.products()
+        parts = []
+        for family in Written(self._sampler.read(), products, monotonic()).collect():
+            parts.append(generate_latest(_One(family)))
+            await asyncio.sleep(0)
+        return b"".join(parts)
+
+
+class _One(Collector):
+    """A family alone."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Family]:
+        """Yield it."""
+        yield self._family
 
 
 class Written(Collector):
@@ -100,8 +115,7 @@ def _of_products(products: list[ProductView]) -> Iterator[Family]:
     yield _family(SOLD, [((view.product_id,), view.sold) for view in products])
     yield _family(HELD, [((view.product_id,), view.held) for view in products])
     yield _family(LAG, [((view.product_id,), view.lag) for view in products])
-    states = [((view.product_id, state), state == view.state) for view in products for state in _STATES]
-    yield _family(STATE, states)
+    yield _family(STATE, [((view.product_id, view.state), 1) for view in products])
 
 
 def _family(metric: Metric, samples: Iterable[tuple[tuple[str, ...], float]]) -> Family:
