@@ -20,6 +20,7 @@ from flashsale.asking import Asker
 from flashsale.attempts import AttemptSender, Pipe
 from flashsale.backends import Store, open_admin, open_database, open_store
 from flashsale.batching import Batcher, Limits
+from flashsale.breaker import State
 from flashsale.config import HTTP_WORDS, Config, split_address
 from flashsale.errors import ConfigError, ListenError, StoreUnavailableError
 from flashsale.expiry import Sweeper
@@ -28,7 +29,18 @@ from flashsale.gating import Record, make_gate
 from flashsale.launch import raise_descriptor_limit
 from flashsale.limiting import Gate
 from flashsale.meter import Meter, MeteredEngine
-from flashsale.metrics import CONNECTIONS, CONNECTS, QUEUE, QUEUE_SIZE, REFUSED, SUBSCRIBERS, Board, place_of
+from flashsale.metrics import (
+    BREAKERS,
+    CONNECTIONS,
+    CONNECTS,
+    LIMITED,
+    QUEUE,
+    QUEUE_SIZE,
+    REFUSED,
+    SUBSCRIBERS,
+    Board,
+    place_of,
+)
 from flashsale.peers import Proxies
 from flashsale.sampling import Sampler
 from flashsale.scheduling import Scheduler
@@ -255,9 +267,13 @@ async def _open_sampler(store: Store, board: Board, number: int) -> AsyncIterato
         await overview.close()
 
 
-def _sources(batcher: Batcher, server: TcpServer, feed: Feed) -> dict[int, Callable[[], float]]:
+def _sources(batcher: Batcher, server: TcpServer, feed: Feed, gate: Gate | None) -> dict[int, Callable[[], float]]:
     """Return where in its slot a worker writes what is so at the moment, and what that is."""
+    breakers, refused = batcher.breakers, gate.refused_counts if gate is not None else {}
     return {
+        place_of(BREAKERS, "store"): lambda: breakers.store.state is not State.CLOSED,
+        place_of(BREAKERS, "products"): lambda: breakers.product_count > 0,
+        **{place_of(LIMITED, name): partial(refused.__getitem__, name) for name in refused},
         place_of(QUEUE): lambda: batcher.waiting_count,
         place_of(QUEUE_SIZE): lambda: batcher.waiting_size,
         place_of(CONNECTIONS, "tcp"): lambda: server.count_of("tcp"),
@@ -297,7 +313,7 @@ async def _sell(
         limits = msgspec.convert(config, ServerLimits, from_attributes=True)
         make_http = http.make_session if http else None
         server = TcpServer(batcher.submit, limits, feed, make_http, gate, batcher.record)
-        sampler.watch(_sources(batcher, server, feed))
+        sampler.watch(_sources(batcher, server, feed, gate))
         await scheduler.start()
         beside = [asyncio.create_task(work) for work in (Sweeper(calendar, batcher.submit).run(), scheduler.run())]
         try:

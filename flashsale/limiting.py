@@ -32,6 +32,9 @@ as 65,536 others have come since; where it was not, its owner may come too often
 many names can come as often as he likes anyway: a limit for clients is against him, not one for users.
 """
 
+LIMITS = ("user", "client", "route")
+"""What is limited."""
+
 COUNT_MAX = 1_000_000
 """The largest rate, and the largest burst."""
 
@@ -142,7 +145,7 @@ class Gate:
         self._user = Limit(user) if user else None
         self._client = Limit(client) if client else None
         self._routes = {name: Limit(rate, bucket_count_max=1) for name, rate in (routes or {}).items()}
-        self.refused_counts = {"user": 0, "client": 0, "route": 0}
+        self.refused_counts = dict.fromkeys(LIMITS, 0)
         """Requests that were refused, by the limit that they would have had to wait for longest."""
 
     def wait_s(self, operation: str, client: str, user_id: str) -> float:

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from flashsale.domain.answers import ProductStatus
 from flashsale.domain.attempts import KINDS, OUTCOMES
+from flashsale.limiting import LIMITS
 
 DOORS = ("tcp", "http", "grpc")
 STATUS = "status"
@@ -85,6 +86,18 @@ ROUND_TRIP = Metric(
 ROUNDS_FAILED = Metric("flashsale_store_rounds_failed_total", Type.COUNTER, "rounds of which the store decided nothing")
 CONNECTS = Metric("flashsale_store_connects_total", Type.COUNTER, "connections made to the store for selling")
 AWAY = Metric("flashsale_store_away_workers", Type.GAUGE, "workers whose last round the store did not decide")
+BREAKERS = Metric(
+    "flashsale_breaker_open_workers",
+    Type.GAUGE,
+    "workers that refuse requests at once, as the store decides none: all of them, or those for some products",
+    *_by("of", "store", "products"),
+)
+LIMITED = Metric(
+    "flashsale_rate_limited_total",
+    Type.COUNTER,
+    "requests that came too often, by the limit that they met",
+    *_by("limit", *LIMITS),
+)
 QUEUE = Metric("flashsale_queue_requests", Type.GAUGE, "requests that wait for their turn")
 QUEUE_SIZE = Metric("flashsale_queue_characters", Type.GAUGE, "characters in their ids")
 CONNECTIONS = Metric("flashsale_connections", Type.GAUGE, "clients that are connected", *_by("door", *DOORS))
@@ -98,8 +111,8 @@ RESPONSES = Metric(
 )
 
 METRICS = (
-    REQUESTS, LATENCY, BATCH, ROUND_TRIP, ROUNDS_FAILED, CONNECTS, AWAY, QUEUE, QUEUE_SIZE, CONNECTIONS, REFUSED,
-    SUBSCRIBERS, RESPONSES,
+    REQUESTS, LATENCY, BATCH, ROUND_TRIP, ROUNDS_FAILED, CONNECTS, AWAY, BREAKERS, LIMITED, QUEUE, QUEUE_SIZE,
+    CONNECTIONS, REFUSED, SUBSCRIBERS, RESPONSES,
 )  # fmt: skip
 """What each worker counts."""
 

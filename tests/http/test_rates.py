@@ -12,7 +12,7 @@ from flashsale import Busy, Client, Success
 from flashsale.domain.requests import Purchase, Subscribe
 from flashsale.launch import ServerProcess
 from flashsale.wire import MessageType, decode_answer, encode_request
-from tests.http.client import Http, Raw
+from tests.http.client import PATIENCE_S, Http, Raw
 
 OpenSale = Callable[..., str]
 RATES = {
@@ -125,3 +125,24 @@ def test_a_client_is_whom_the_proxies_name(http_client: Http, open_sale: OpenSal
     assert status_of("198.51.100.6") == 200
     assert status_of("2001:db8:0:1::1") == 200
     assert [status_of(f"2001:db8:0:1::{number}") for number in range(2, 8)] == [200] * 5 + [429]
+
+
+def test_whom_it_refused_is_counted_by_limit_and_as_busy(http_client: Http, open_sale: OpenSale) -> None:
+    url = f"/v1/products/{open_sale(9)}/purchases"
+
+    def told(name: str) -> float:
+        lines = http_client.ask("GET", "/metrics").raw.decode().splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    names = (
+        'flashsale_rate_limited_total{limit="user"}',
+        'flashsale_requests_total{operation="purchase",outcome="BUSY"}',
+    )
+    before = [told(name) for name in names]
+    asked = [http_client.ask("POST", url, {"user_id": "flo"}, x_forwarded_for="198.51.100.7") for _ in range(5)]
+    assert [answer.status for answer in asked] == [201, 201, 429, 429, 429]
+    deadline = time.monotonic() + PATIENCE_S
+    while [told(name) for name in names] != [count + 3 for count in before]:
+        assert time.monotonic() < deadline, "it is not counted"
+        time.sleep(0.05)
+    assert told('flashsale_breaker_open_workers{of="store"}') == 0
