@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from flashsale.feed import Feed
 from flashsale.grpc.core import Core
-from flashsale.grpc.orders import Ask, make_handlers
+from flashsale.grpc.orders import Ask, Means, make_handlers
 from flashsale.grpc.orders_pb2 import DESCRIPTOR
 from flashsale.grpc.rates import Rates
 from flashsale.grpc.watching import Watching
@@ -33,6 +33,8 @@ PING_PAUSE_S = 10
 """A client may ask that every so many seconds; one that does so more often is parted from."""
 _LINGER_S = 1.0
 """At the end, for answers to get out, behind which only streams of health and reflection are left."""
+_WINDOW_SIZE_MIN = 16 * 1024
+"""Bytes that a client may send for one call before they are read."""
 _IDENTITY_ONLY = 1
 """No compression: what is small on the wire could be a thousand times as large in memory."""
 
@@ -50,7 +52,7 @@ class GrpcLimits(Struct, frozen=True, kw_only=True):
     idle_timeout_s: float
     """A connection without a call is closed after so long."""
     frame_timeout_s: float
-    """From connecting to the end of HTTP/2's preface and settings."""
+    """From connecting to the end of HTTP/2's preface and settings, and from the beginning of a call to its message."""
     write_timeout_s: float
     """A watcher that does not take its events is parted from after so long."""
     call_count_max: int = 16_384
@@ -101,13 +103,18 @@ class GrpcDoor:
         logging.getLogger("grpc").setLevel(logging.CRITICAL)  # what clients do wrong fills no log
         self._limits = limits
         self._watching = Watching(
-            feed, rates, watcher_count_max=limits.watcher_count_max, write_timeout_s=limits.write_timeout_s
+            feed,
+            rates,
+            watcher_count_max=limits.watcher_count_max,
+            frame_timeout_s=limits.frame_timeout_s,
+            write_timeout_s=limits.write_timeout_s,
         )
         self._health = health.HealthServicer()
         self._methods = Methods()
-        unary = grpc.unary_unary_rpc_method_handler
-        self._methods.add(SERVICE, {name: unary(handler) for name, handler in make_handlers(ask, rates).items()})
-        self._methods.add(SERVICE, {"Watch": grpc.unary_stream_rpc_method_handler(self._watching.watch)})
+        once, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        handlers = make_handlers(Means(ask, limits.frame_timeout_s, rates))
+        self._methods.add(SERVICE, {name: once(handler) for name, handler in handlers.items()})
+        self._methods.add(SERVICE, {"Watch": stream(self._watching.watch)})
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._methods)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
             reflection.aio.ReflectionServicer(_SERVICES), self._methods
@@ -163,6 +170,8 @@ def _options(limits: GrpcLimits) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", limits.in_flight_count_max),
         ("grpc.server.max_pending_requests", limits.call_count_max),  # else a burst of a thousand is refused
         ("grpc.server.max_pending_requests_hard_limit", limits.call_count_max),
+        ("grpc.http2.lookahead_bytes", max(limits.payload_size_max, _WINDOW_SIZE_MIN)),  # else 4 MiB for each call
+        ("grpc.http2.bdp_probe", 0),  # which would make more of that
         ("grpc.server_handshake_timeout_ms", round(limits.frame_timeout_s * 1000)),
         ("grpc.max_connection_idle_ms", round(limits.idle_timeout_s * 1000)),
         ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),

@@ -1,13 +1,15 @@
 """The calls of OrderService that are answered once: bytes of a request in, bytes of a response out.
 
-The handlers take and return bytes, so that one of them alone decides what an unreadable message is told. Nothing but
+The handlers read and return bytes, so that one of them alone decides what an unreadable message is told. Nothing but
 parsing, asking and serializing is done for a call: each is one coroutine.
 """
 
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
+import grpc
 from google.protobuf.message import DecodeError, Message
+from msgspec import Struct
 
 from flashsale.domain.answers import Answer, Cancelled, Held, ProductStatus, Success
 from flashsale.domain.checks import check, check_purchase
@@ -29,42 +31,49 @@ from flashsale.grpc.outcomes import (
     DUPLICATE,
     FIRST_KEY,
     UNREADABLE,
+    Refusal,
     bad_request,
     refuse,
     refuse_with,
 )
 from flashsale.grpc.rates import Rates
+from flashsale.grpc.receiving import receive
 
 PLACED = "order placed successfully"
 MISSING_FIELDS = "missing required fields"
 
 Ask: TypeAlias = Callable[[Request], Awaitable[Answer]]
-Handler: TypeAlias = Callable[[bytes, Any], Awaitable[bytes]]
-"""Takes the bytes of a request and the call's context, returns the bytes of the response."""
+Handler: TypeAlias = Callable[[Any, Any], Awaitable[bytes]]
+"""Takes the stream of requests, which it leaves alone, and the call's context; returns the bytes of the response."""
 
 _Asked = TypeVar("_Asked", bound=Message)
 
 
-def make_handlers(ask: Ask, rates: Rates | None = None) -> dict[str, Handler]:
-    """Return the handlers of the calls, by name.
+class Means(Struct, frozen=True):
+    """What the handlers work with."""
 
-    Args:
-        ask: has a request decided.
-        rates: refuses who comes too often; without it nobody is asked who he is.
-    """
+    ask: Ask
+    """Has a request decided."""
+    frame_timeout_s: float
+    """For a message to come."""
+    rates: Rates | None = None
+    """Refuses who comes too often; without it nobody is asked who he is."""
+
+
+def make_handlers(means: Means) -> dict[str, Handler]:
+    """Return the handlers of the calls, by name."""
     return {
-        "Purchase": _make(ask, rates, PurchaseRequest, _read_purchase, _write_purchase),
-        "Reserve": _make(ask, rates, ReserveRequest, _read_reserve, _write_hold),
-        "Confirm": _make(ask, rates, ConfirmRequest, _read_confirm, _write_confirmed),
-        "Cancel": _make(ask, rates, CancelRequest, _read_cancel, _write_cancelled),
-        "Extend": _make(ask, rates, ExtendRequest, _read_extend, _write_hold),
-        "Status": _make(ask, rates, StatusRequest, _read_status, _write_status),
+        "Purchase": _make(means, PurchaseRequest, _read_purchase, _write_purchase),
+        "Reserve": _make(means, ReserveRequest, _read_reserve, _write_hold),
+        "Confirm": _make(means, ConfirmRequest, _read_confirm, _write_confirmed),
+        "Cancel": _make(means, CancelRequest, _read_cancel, _write_cancelled),
+        "Extend": _make(means, ExtendRequest, _read_extend, _write_hold),
+        "Status": _make(means, StatusRequest, _read_status, _write_status),
     }
 
 
 def _make(
-    ask: Ask,
-    rates: Rates | None,
+    means: Means,
     message: type[_Asked],
     read: Callable[[_Asked], BuyerRequest | str],
     write: Callable[[Answer, Any], bytes],
@@ -72,16 +81,18 @@ def _make(
     """Return the handler of a call.
 
     Args:
-        ask: has a request decided.
-        rates: refuses who comes too often.
+        means: what it works with.
         message: what it takes.
         read: makes a request of that, or the error text that answers it.
         write: makes a response of the answer, or has the call, given by its context, end with another status.
     """
-    parse = message.FromString
+    parse, ask, rates, timeout_s = message.FromString, means.ask, means.rates, means.frame_timeout_s
 
-    async def handle(raw: bytes, context: Any) -> bytes:
+    async def handle(stream: Any, context: Any) -> bytes:
         try:
+            raw = await receive(context, timeout_s)
+            if isinstance(raw, Refusal):
+                return refuse(context, raw)
             request = read(parse(raw))
             if isinstance(request, str):
                 return refuse(context, bad_request(request))
@@ -89,6 +100,8 @@ def _make(
             return write(busy or await ask(request), context)
         except DecodeError:
             return refuse(context, UNREADABLE)
+        except grpc.aio.BaseError:
+            raise  # the client has gone: gRPC knows what to do
         except Exception:  # noqa: BLE001 - a bug, which is logged there
             return tell_defect(context, message.__name__)
 

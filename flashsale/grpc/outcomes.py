@@ -91,11 +91,12 @@ TOO_OFTEN = Refusal(_Code.RESOURCE_EXHAUSTED, "rate-limited", "too many requests
 """From this user, from this client, or for this operation."""
 _BAD = Refusal(_Code.INVALID_ARGUMENT, "bad-request", "")
 UNREADABLE = Refusal(_Code.INVALID_ARGUMENT, "unreadable", "the message cannot be read")
+LATE = Refusal(_Code.RESOURCE_EXHAUSTED, "late", "the message took too long to come; nothing was done")
 DUPLICATE = Refusal(_Code.ALREADY_EXISTS, "duplicate", "duplicate request")
 TOO_SLOW = Refusal(_Code.RESOURCE_EXHAUSTED, "too-slow", "the events were not taken; go on from where you were")
 ENDING = Refusal(_Code.UNAVAILABLE, "ending", "the server ends; go on at another one from where you were", _PAUSE_S)
 DEFECT = Refusal(_Code.INTERNAL, "defect", "internal error; it is not known whether this was done")
-OTHERS = (TOO_OFTEN, _BAD, UNREADABLE, DUPLICATE, TOO_SLOW, ENDING, DEFECT)
+OTHERS = (TOO_OFTEN, _BAD, UNREADABLE, LATE, DUPLICATE, TOO_SLOW, ENDING, DEFECT)
 """Those that are no answer's."""
 
 _METADATA = {reason: reason.as_metadata() for reason in (*REFUSALS.values(), *FAILURES.values(), *OTHERS)}

@@ -33,6 +33,7 @@ from flashsale.grpc.outcomes import (
     refuse_with,
 )
 from flashsale.grpc.rates import Rates
+from flashsale.grpc.receiving import receive
 from flashsale.wire import FrameReader, decode_feed_event
 
 _EPOCH_LENGTH_MAX = 64
@@ -113,7 +114,13 @@ class Watching:
     """All streams of a worker."""
 
     def __init__(
-        self, feed: Feed, rates: Rates | None = None, *, watcher_count_max: int, write_timeout_s: float
+        self,
+        feed: Feed,
+        rates: Rates | None = None,
+        *,
+        watcher_count_max: int,
+        frame_timeout_s: float,
+        write_timeout_s: float,
     ) -> None:
         """Serve nobody yet.
 
@@ -121,11 +128,13 @@ class Watching:
             feed: what the events come from.
             rates: refuses who comes too often.
             watcher_count_max: streams at once; one beyond them is told that the server is busy.
+            frame_timeout_s: for a request to come.
             write_timeout_s: a client that does not take a response for so long is parted from.
         """
         self._feed = feed
         self._rates = rates
         self._watcher_count_max = watcher_count_max
+        self._frame_timeout_s = frame_timeout_s
         self._write_timeout_s = write_timeout_s
         self._watchers: set[Watcher] = set()
         self._draining = False
@@ -137,9 +146,10 @@ class Watching:
         for watcher in self._watchers:
             watcher.end(ENDING, ENDING.as_metadata())
 
-    async def watch(self, raw: bytes, context: Any) -> None:
-        """Serve a stream."""
-        request = _read(raw)
+    async def watch(self, stream: Any, context: Any) -> None:
+        """Serve a stream; those of requests are left alone."""
+        raw = await receive(context, self._frame_timeout_s)
+        request = raw if isinstance(raw, Refusal) else _read(raw)
         if isinstance(request, Refusal):
             refuse(context, request)
             return
@@ -158,7 +168,7 @@ class Watching:
                 refuse(context, *watcher.ending)
         except TimeoutError:
             refuse(context, TOO_SLOW)
-        except grpc.aio.InternalError:
+        except grpc.aio.BaseError:
             raise  # the client has gone: gRPC knows what to do
         except Exception:  # noqa: BLE001 - a bug, which is logged there
             tell_defect(context, "Watch")

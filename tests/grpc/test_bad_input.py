@@ -87,7 +87,11 @@ def test_a_message_that_cannot_be_read(channel):
 
 
 def test_a_message_that_is_too_large(channel):
-    code, words, _ = refused(channel.unary_unary(f"{SERVICE}/Purchase"), b"\x0a" + b"x" * 65_536)
+    largest = field(15, b"x" * 65_531)  # a field that is not known
+    assert len(largest) == 65_535
+    told = refused(channel.unary_unary(f"{SERVICE}/Purchase"), largest)
+    assert told == ("INVALID_ARGUMENT", "missing required fields", {"reason": "bad-request"})
+    code, words, _ = refused(channel.unary_unary(f"{SERVICE}/Purchase"), largest + b"xx")
     assert (code, words.split(" (")[0]) == ("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max")
 
 

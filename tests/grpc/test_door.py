@@ -1,5 +1,6 @@
 """The bounds of a door, and what it does when it meets a bug: a real one, in this process."""
 
+import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -96,6 +97,29 @@ async def test_connections_are_bounded(store_url):
                 await OrderServiceStub(channel).Purchase(PURCHASE, timeout=PATIENCE_S)
             told.append(dict(error.value.trailing_metadata() or ()).get("reason"))
         assert told == ["busy", None]
+
+
+async def test_a_message_that_does_not_come_is_late(store_url):
+    never = asyncio.Event()
+
+    async def keep_waiting():
+        await never.wait()
+        yield b""
+
+    async with open_door(store_url, frame_timeout_s=0.2) as address, grpc.aio.insecure_channel(address) as channel:
+        for name in "Purchase", "Watch":
+            call = channel.stream_unary(f"/flashsale.v1.OrderService/{name}")(keep_waiting(), timeout=PATIENCE_S)
+            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert dict(await call.trailing_metadata()) == {"reason": "late"}
+            never.set()
+            never.clear()
+
+
+async def test_a_call_without_a_message_is_unreadable(store_url):
+    async with open_door(store_url) as address, grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_unary("/flashsale.v1.OrderService/Purchase")(iter(()), timeout=PATIENCE_S)
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert dict(await call.trailing_metadata()) == {"reason": "unreadable"}
 
 
 @pytest.mark.parametrize("given", ["cart-4711", "no id"])

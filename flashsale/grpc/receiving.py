@@ -1,0 +1,26 @@
+"""How a request comes in: the one message of a call, in time.
+
+To the library every call is a stream of requests, so that it does not wait for the message by itself, for ever.
+"""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from flashsale.grpc.outcomes import LATE, UNREADABLE, Refusal
+
+
+async def receive(context: Any, timeout_s: float) -> bytes | Refusal:
+    """Return the bytes of a call's message, or what the call is told when they do not come.
+
+    Args:
+        context: the call's grpc.aio.ServicerContext.
+        timeout_s: from the beginning of the call to the end of the message.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            raw: bytes = await context.read()
+    except TimeoutError:
+        return LATE
+    return UNREADABLE if raw is grpc.aio.EOF else raw
