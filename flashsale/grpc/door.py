@@ -7,12 +7,10 @@ from collections.abc import Awaitable
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from msgspec import Struct
 
 from flashsale.feed import Feed
+from flashsale.grpc.borrowed import Borrowed
 from flashsale.grpc.core import Core
 from flashsale.grpc.orders import Ask, Means, make_handlers
 from flashsale.grpc.orders_pb2 import DESCRIPTOR
@@ -20,8 +18,7 @@ from flashsale.grpc.rates import Rates
 from flashsale.grpc.watching import Watching
 
 SERVICE = DESCRIPTOR.services_by_name["OrderService"].full_name
-_SERVICES = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-_OLDER_PURCHASE = ".OrderService/Purchase"
+_OLDER_PURCHASES = (".OrderService/Purchase", "/OrderService/Purchase")
 """How the path of that call ends for clients whose proto file has another package."""
 
 METADATA_SIZE_MAX = 8 * 1024
@@ -59,33 +56,22 @@ class GrpcLimits(Struct, frozen=True, kw_only=True):
     """Calls under way in all; one beyond them is told RESOURCE_EXHAUSTED."""
     watcher_count_max: int = 1_024
     """Streams of Watch; one beyond them is told UNAVAILABLE."""
+    borrowed_count_max: int = 256
+    """Streams of health and reflection; likewise."""
 
 
 class Methods:
     """Finds the handler of a call by its path; gRPC's own way asks one service after the other."""
 
-    def __init__(self) -> None:
-        self._handlers: dict[str, Any] = {}
+    def __init__(self, handlers: dict[str, Any]) -> None:
+        self._handlers = handlers
 
     def service(self, call: Any) -> Any:
         """Return the handler of a call; None when there is none. Called by gRPC."""
         handler = self._handlers.get(call.method)
-        if handler is None and call.method.endswith((_OLDER_PURCHASE, "/OrderService/Purchase")):
+        if handler is None and call.method.endswith(_OLDER_PURCHASES):
             handler = self._handlers[f"/{SERVICE}/Purchase"]
         return handler
-
-    def add(self, service: str, handlers: dict[str, Any]) -> None:
-        """Add the handlers of a service, by name."""
-        self._handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
-
-    # As generated code knows a server
-
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Nothing: the same handlers come the other way."""
-
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Add the handlers of a service, but do not register them: gRPC would wait for each of them by itself."""
-        self.add(service, handlers)
 
 
 class GrpcDoor:
@@ -109,17 +95,13 @@ class GrpcDoor:
             frame_timeout_s=limits.frame_timeout_s,
             write_timeout_s=limits.write_timeout_s,
         )
-        self._health = health.HealthServicer()
-        self._methods = Methods()
+        self._borrowed = Borrowed(SERVICE, stream_count_max=limits.borrowed_count_max)
         once, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        handlers = make_handlers(Means(ask, limits.frame_timeout_s, rates))
-        self._methods.add(SERVICE, {name: once(handler) for name, handler in handlers.items()})
-        self._methods.add(SERVICE, {"Watch": stream(self._watching.watch)})
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._methods)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-            reflection.aio.ReflectionServicer(_SERVICES), self._methods
-        )
-        self._core = Core(self._methods, _options(limits), call_count_max=limits.call_count_max)
+        orders = make_handlers(Means(ask, limits.frame_timeout_s, rates))
+        handlers = {f"/{SERVICE}/{name}": once(handler) for name, handler in orders.items()}
+        handlers[f"/{SERVICE}/Watch"] = stream(self._watching.watch)
+        methods = Methods(handlers | self._borrowed.handlers)
+        self._core = Core(methods, _options(limits), call_count_max=limits.call_count_max)
 
     async def start(self, listening: socket.socket) -> None:
         """Serve on the address of a bound socket, which is closed: gRPC makes one of its own that shares the port.
@@ -130,12 +112,12 @@ class GrpcDoor:
         host, port = listening.getsockname()[:2]
         listening.close()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        await self._health.set(SERVICE, 1)
+        await self._borrowed.begin()
         await self._core.start(address)
 
     async def retire(self) -> None:
         """Have health say NOT_SERVING, so that buyers are sent elsewhere; calls are answered as before."""
-        await self._health.enter_graceful_shutdown()
+        await self._borrowed.retire()
 
     async def drain(self, answered: Awaitable[None], *, timeout_s: float) -> None:
         """Take no new calls, end the streams, answer what is under way.

@@ -216,7 +216,7 @@ ANYTHING = st.one_of(
 
 
 @given(st.sampled_from(CALLS), ANYTHING)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_comes_is_answered(channel, name, raw):
     assert ask_raw(channel, name, raw) in TOLD
 

@@ -83,9 +83,10 @@ def test_the_calls_are_those_of_the_proto_file():
 
 def test_the_bounds_are_those_of_the_code():
     bounds = {row[0]: row[1] for row in table("bound")}
-    defaults = dict(zip(GrpcLimits.__struct_fields__[-2:], GrpcLimits.__struct_defaults__, strict=True))
+    defaults = dict(zip(GrpcLimits.__struct_fields__[-3:], GrpcLimits.__struct_defaults__, strict=True))
     assert bounds["calls under way in a worker"] == f"{defaults['call_count_max']:,}"
     assert bounds["streams of `Watch` in a worker"].startswith(f"{defaults['watcher_count_max']:,},")
+    assert bounds["streams of health and reflection in a worker"] == str(defaults["borrowed_count_max"])
     assert bounds["metadata of a call"] == f"{door.METADATA_SIZE_MAX:,} bytes"
     assert str(door.KEEPALIVE_S) in bounds["a connection that says nothing"]
     assert str(door.KEEPALIVE_ANSWER_S) in bounds["a connection that says nothing"]

@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from flashsale.domain.answers import BUSY
 from flashsale.feed import Feed
@@ -73,6 +74,18 @@ async def test_watchers_are_bounded(store_url, product_id):
                     continue
                 stream.cancel()
                 break
+
+
+async def test_streams_of_health_are_bounded(store_url):
+    async with open_door(store_url, borrowed_count_max=1) as address, grpc.aio.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        first = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await first.read()).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await health.Watch(health_pb2.HealthCheckRequest()).read()
+        assert dict(error.value.trailing_metadata())["reason"] == "busy"
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        first.cancel()
 
 
 async def test_calls_under_way_are_bounded(store_url, product_id):

@@ -1,0 +1,80 @@
+"""Health and reflection, which the library brings along: their handlers, and how many streams of them there may be.
+
+Such a stream may be silent for as long as its client likes, and so could take the room of all other calls.
+"""
+
+import inspect
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from flashsale.domain.answers import BUSY
+from flashsale.grpc.outcomes import refuse_with
+
+_SERVING = 1  # HealthCheckResponse.SERVING
+
+
+class Borrowed:
+    """Those services, for one worker. To them it is the server that they are added to."""
+
+    def __init__(self, service: str, *, stream_count_max: int) -> None:
+        """Tell of a service, which is not serving yet.
+
+        Args:
+            service: its full name.
+            stream_count_max: streams at once; one beyond them is told that the server is busy.
+        """
+        self.handlers: dict[str, Any] = {}
+        """By path."""
+        self._service = service
+        self._stream_count_max = stream_count_max
+        self._stream_count = 0
+        self._health = health.HealthServicer()
+        services = (service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(services), self)
+
+    async def begin(self) -> None:
+        """Have health say SERVING."""
+        await self._health.set(self._service, _SERVING)
+
+    async def retire(self) -> None:
+        """Have health say NOT_SERVING, for good."""
+        await self._health.enter_graceful_shutdown()
+
+    # Called by generated code
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """Nothing: the same handlers come the other way."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """Take the handlers of a service; gRPC is not to know each by itself, as it would wait for each by itself."""
+        for name, handler in handlers.items():
+            self.handlers[f"/{service}/{name}"] = self._bounded(handler) if handler.response_streaming else handler
+
+    def _bounded(self, handler: Any) -> Any:
+        """Return a handler of streams that has room for so many."""
+        behaviour = handler.stream_stream or handler.unary_stream
+
+        async def serve(request: Any, context: Any) -> None:
+            if self._stream_count >= self._stream_count_max:
+                refuse_with(context, BUSY)
+                return
+            self._stream_count += 1
+            try:
+                told = behaviour(request, context)
+                if inspect.isasyncgen(told):
+                    async for response in told:
+                        await context.write(response)
+                else:
+                    await told
+            finally:
+                self._stream_count -= 1
+
+        make = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
+        return make(serve, handler.request_deserializer, handler.response_serializer)
