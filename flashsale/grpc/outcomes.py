@@ -99,7 +99,7 @@ DEFECT = Refusal(_Code.INTERNAL, "defect", "internal error; it is not known whet
 OTHERS = (TOO_OFTEN, _BAD, UNREADABLE, LATE, DUPLICATE, TOO_SLOW, ENDING, DEFECT)
 """Those that are no answer's."""
 
-_METADATA = {reason: reason.as_metadata() for reason in (*REFUSALS.values(), *FAILURES.values(), *OTHERS)}
+_TOLD = {kind: (refusal, refusal.as_metadata()) for kind, refusal in REFUSALS.items()}
 
 
 def bad_request(words: str) -> Refusal:
@@ -109,18 +109,18 @@ def bad_request(words: str) -> Refusal:
 
 def refusal_of(answer: Answer) -> tuple[Refusal, Metadata]:
     """Return what an answer that fulfils nothing is over gRPC, and its metadata."""
-    if isinstance(answer, Failed):
+    told = _TOLD.get(type(answer))
+    if told is None:
+        assert isinstance(answer, Failed), answer  # all else fulfils something
         refusal = bad_request(answer.error)
         return refusal, refusal.as_metadata()
+    if isinstance(answer, SoldOut) and answer.remaining_stock:
+        return told[0], (*told[1], (REMAINING_KEY, str(answer.remaining_stock)))
+    if isinstance(answer, NotOpen):
+        return told[0], (*told[1], (OPENS_AT_KEY, str(answer.opens_at)))
     if isinstance(answer, Busy) and answer.retry_after_ms is not None:
         return TOO_OFTEN, (*TOO_OFTEN.as_metadata(), (RETRY_KEY, str(-(-answer.retry_after_ms // 1000))))
-    refusal = REFUSALS[type(answer)]
-    metadata = _METADATA[refusal]
-    if isinstance(answer, SoldOut) and answer.remaining_stock:
-        metadata = (*metadata, (REMAINING_KEY, str(answer.remaining_stock)))
-    elif isinstance(answer, NotOpen):
-        metadata = (*metadata, (OPENS_AT_KEY, str(answer.opens_at)))
-    return refusal, metadata
+    return told
 
 
 def refuse(context: Any, refusal: Refusal, metadata: Metadata | None = None) -> bytes:
