@@ -1,5 +1,7 @@
 """Who comes too often is answered before anybody is asked; what that is over HTTP is in the table of outcomes."""
 
+from collections.abc import Awaitable
+
 from flashsale.domain.answers import Answer, Busy
 from flashsale.domain.requests import BuyerRequest, Subscribe
 from flashsale.gating import refuse
@@ -11,12 +13,14 @@ from flashsale.http.services import Services
 _FORWARDED = b"x-forwarded-for"
 
 
-async def ask(services: Services, scope: Scope, request: BuyerRequest) -> Answer:
+def ask(services: Services, scope: Scope, request: BuyerRequest) -> Awaitable[Answer]:
     """Have a request decided, unless it comes too often: then the answer is BUSY, with the time to come again."""
     busy = _refuse(services, scope, request)
-    if busy is not None:
-        return busy
-    return await services.ask(request)
+    return services.ask(request) if busy is None else _at_once(busy)
+
+
+async def _at_once(answer: Answer) -> Answer:
+    return answer
 
 
 def check_rate(services: Services, scope: Scope, request: BuyerRequest | Subscribe) -> None:

@@ -318,6 +318,7 @@ def make_config(application: Callable[..., Any]) -> Config:
     config = Config(
         application,
         http=HttpSession,
+        interface="asgi3",
         ws="none",
         lifespan="off",
         log_config=None,

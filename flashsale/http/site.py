@@ -108,15 +108,14 @@ class Site:
         self.routes = self._router.routes
         """What the router knows."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer a request, once that is awaited."""
         page = self._hot.get((scope["method"], scope["path"]))
         if page is not None:
-            await page(scope, receive, send)
-            return
+            return page(scope, receive, send)
         if scope["path"].startswith(_RAW):
             scope["path"] = scope["raw_path"].decode("ascii")
-        await self._router(scope, receive, send)
+        return self._router(scope, receive, send)
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
         """Answer what the router does not know."""
