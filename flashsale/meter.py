@@ -1,6 +1,5 @@
 """Counts what a worker answers: once for each batch, as there may be some hundred thousand requests a second."""
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -22,6 +21,7 @@ from flashsale.metrics import (
     ROUND_TRIP,
     ROUNDS_FAILED,
     STATUS,
+    Observations,
     Slot,
     place_of,
 )
@@ -33,18 +33,18 @@ _PLACES = {
     for answer, tag in _TAGS.items()
     if tag in ANSWERS
 }
-_LATENCY_FIRST = place_of(LATENCY)
-_LATENCY_SUM = _LATENCY_FIRST + LATENCY.word_count - 1
 _RESPONSE_PLACES = {number: place_of(RESPONSES, name) for number, name in enumerate(RESPONSE_CLASSES, 1)}
 _AWAY, _ROUNDS_FAILED = place_of(AWAY), place_of(ROUNDS_FAILED)
+_UNDECIDED = (NotExecuted, Ambiguous)
 
 
 class Meter:
     """Counts into a worker's slot; see flashsale.batching.Meter."""
 
     def __init__(self, slot: Slot, now: Callable[[], float] = monotonic) -> None:
-        self._slot = slot
         self._words = slot.words
+        self._batch = Observations(slot, BATCH)
+        self._latency = Observations(slot, LATENCY)
         self._now = now
 
     def measure(self, requests: Sequence[Request], answers: Sequence[Answer], arrivals: Sequence[float]) -> None:
@@ -67,8 +67,8 @@ class Meter:
             for pair, number in Counter(zip(kinds, ends, strict=True)).items():
                 if pair in _PLACES:
                     self._words[_PLACES[pair]] += number
-        self._slot.observe(BATCH, bisect_left(BATCH.bounds, count), count)
-        self._spread(arrivals, now)
+        self._batch.add(count)
+        self._latency.add_waits(arrivals, now)
 
     def refuse(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         """Count requests that were answered at once, as there was no use in waiting."""
@@ -81,36 +81,25 @@ class Meter:
         """Count a response over HTTP."""
         self._words[_RESPONSE_PLACES[status // 100]] += 1
 
-    def _spread(self, arrivals: Sequence[float], now: float) -> None:
-        """Sort those who waited since then into the buckets of the latency."""
-        words, bounds = self._words, LATENCY.bounds
-        newest = bisect_left(bounds, now - arrivals[-1])
-        oldest = bisect_left(bounds, now - arrivals[0])
-        counted = 0
-        for bucket in range(oldest, newest, -1):  # few, if any
-            up_to = bisect_left(arrivals, now - bounds[bucket - 1])
-            words[_LATENCY_FIRST + bucket] += up_to - counted
-            counted = up_to
-        words[_LATENCY_FIRST + newest] += len(arrivals) - counted
-        words[_LATENCY_SUM] += max(0.0, len(arrivals) * now - sum(arrivals))  # a sum that is rounded may be below 0
-
 
 class MeteredEngine:
     """An engine whose rounds are measured; see flashsale.engine.Engine."""
 
     def __init__(self, engine: Engine, slot: Slot) -> None:
         self._engine = engine
-        self._slot = slot
+        self._words = slot.words
+        self._round_trip = Observations(slot, ROUND_TRIP)
 
     async def commit(self, batches: Sequence[Batch], *, timeout_s: float) -> list[Outcome]:
         """Have the batches decided."""
         begun = monotonic()
         outcomes = await self._engine.commit(batches, timeout_s=timeout_s)
         lasted_s = monotonic() - begun
-        is_away = all(isinstance(outcome, NotExecuted | Ambiguous) for outcome in outcomes)
-        self._slot.words[_AWAY] = is_away
-        if is_away:
-            self._slot.words[_ROUNDS_FAILED] += 1
-        else:
-            self._slot.observe(ROUND_TRIP, bisect_left(ROUND_TRIP.bounds, lasted_s), lasted_s)
+        for outcome in outcomes:
+            if not isinstance(outcome, _UNDECIDED):
+                self._words[_AWAY] = 0
+                self._round_trip.add(lasted_s)
+                return outcomes
+        self._words[_AWAY] = 1
+        self._words[_ROUNDS_FAILED] += 1
         return outcomes

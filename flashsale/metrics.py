@@ -6,6 +6,7 @@ stays, what was so at the moment is so no more. Whatever is not a gauge never go
 """
 
 import mmap
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import product
@@ -210,15 +211,36 @@ class Slot:
         self.words[_BEGUN] = now_s
         self.words[_PID] = pid
 
-    def observe(self, metric: Metric, bucket: int, value: float) -> None:
-        """Add one observation to a bucket of a histogram."""
-        first = place_of(metric)
-        self.words[first + bucket] += 1
-        self.words[first + len(metric.bounds) + 1] += value
-
     def read(self, number: int = -1) -> Reading:
         """Return what is counted here."""
         return Reading(self.words.tolist(), number)
+
+
+class Observations:
+    """A histogram of one worker."""
+
+    def __init__(self, slot: Slot, metric: Metric) -> None:
+        self._words = slot.words
+        self._bounds = metric.bounds
+        self._first = place_of(metric)
+        self._sum = self._first + metric.word_count - 1
+
+    def add(self, value: float) -> None:
+        """Count one."""
+        self._words[self._first + bisect_left(self._bounds, value)] += 1
+        self._words[self._sum] += value
+
+    def add_waits(self, begun: Sequence[float], now: float) -> None:
+        """Count how long some have waited that began then, the first ones first; at least one."""
+        words, bounds, first = self._words, self._bounds, self._first
+        newest = bisect_left(bounds, now - begun[-1])
+        counted = 0
+        for bucket in range(bisect_left(bounds, now - begun[0]), newest, -1):  # few, if any
+            up_to = bisect_left(begun, now - bounds[bucket - 1])
+            words[first + bucket] += up_to - counted
+            counted = up_to
+        words[first + newest] += len(begun) - counted
+        words[self._sum] += max(0.0, len(begun) * now - sum(begun))  # what is rounded may be below 0
 
 
 class Board:

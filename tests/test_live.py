@@ -14,6 +14,7 @@ from flashsale.metrics import (
     ROUND_TRIP,
     Board,
     Histogram,
+    Observations,
     Reading,
     place_of,
 )
@@ -37,19 +38,19 @@ def test_two_workers_are_added_up_over_the_time_between_two_readings() -> None:
         slot.words[place_of(CONNECTIONS, "tcp")] = 10 * (number + 1)
         slot.words[place_of(CONNECTIONS, "http")] = number
         slot.words[place_of(QUEUE)] = 6
-        slot.observe(LATENCY, 15, 10.0)  # long ago
+        Observations(slot, LATENCY).add(10.0)  # long ago
     before = board.read()
     first.words[place_of(REQUESTS, "purchase", "SUCCESS")] += 4
     first.words[place_of(REQUESTS, "confirm", "SUCCESS")] += 4
     second.words[place_of(REQUESTS, "purchase", "SOLD_OUT")] += 20
     second.words[place_of(REQUESTS, "status", "OK")] += 1_000  # is no attempt
     for _ in range(8):
-        first.observe(LATENCY, 2, 0.001)
+        Observations(first, LATENCY).add(0.001)
     for _ in range(2):
-        first.observe(BATCH, 2, 4)
-        second.observe(BATCH, 4, 10)
-    first.observe(ROUND_TRIP, 1, 0.0004)
-    first.observe(ROUND_TRIP, 2, 0.0008)
+        Observations(first, BATCH).add(4)
+        Observations(second, BATCH).add(10)
+    Observations(first, ROUND_TRIP).add(0.0004)
+    Observations(first, ROUND_TRIP).add(0.0008)
     found = summary(before, board.read(), elapsed_s=2.0, products=[PRODUCT])
     assert found == Snapshot(
         at=1_764_000_000.0,

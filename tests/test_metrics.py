@@ -13,6 +13,7 @@ from flashsale.metrics import (
     QUEUE,
     REQUESTS,
     Board,
+    Observations,
     Type,
     place_of,
     total,
@@ -50,7 +51,7 @@ def test_what_a_child_counts_is_read_here() -> None:
             slot = board.slots[number]
             slot.begin(os.getpid(), 100.0 + number)
             slot.words[SOLD] += number + 1
-            slot.observe(BATCH, 2, 4)
+            Observations(slot, BATCH).add(4)
             os._exit(0)
         os.waitpid(pid, 0)
     readings = board.read()
@@ -73,7 +74,7 @@ def test_a_worker_that_is_started_again_goes_on_counting_and_has_nothing_at_the_
     slot.words[SOLD] = 5
     slot.words[place_of(QUEUE)] = 7
     slot.words[place_of(CONNECTIONS, "grpc")] = 3
-    slot.observe(LATENCY, 0, 0.5)
+    Observations(slot, LATENCY).add(0.5)
     before = slot.read()
     slot.begin(22, 2.0)
     after = slot.read()
