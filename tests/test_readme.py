@@ -106,7 +106,11 @@ def test_every_source_file_is_in_the_reading_order():
         "flashsale/orders/__init__.py",
         "flashsale/store/__init__.py",
     ]
-    there = [str(path.relative_to(ROOT)) for path in (ROOT / "flashsale").rglob("*") if path.suffix in {".py", ".lua"}]
+    there = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "flashsale").rglob("*")
+        if path.suffix in {".py", ".lua", ".html"}
+    ]
     assert sorted(named) == sorted(there)
 
 

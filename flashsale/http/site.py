@@ -20,6 +20,7 @@ from flashsale.http.live import Live
 from flashsale.http.openapi import make_document
 from flashsale.http.operator import Operator
 from flashsale.http.orders import Orders
+from flashsale.http.page import WatchPage
 from flashsale.http.products import Products
 from flashsale.http.prometheus import Prometheus
 from flashsale.http.replies import JSON, Receive, Reply, Scope, Send, problem
@@ -70,6 +71,7 @@ class Site:
         streams = Streams(services.draining, respond=services.respond)
         following, metrics = Following(services), Prometheus(services.sampler)
         pages = {
+            "/": _Page({"GET": WatchPage().read}),
             "/api/purchase": _Page({"POST": orders.purchase}),
             "/checkout": _Page({"POST": current.checkout}),
             "/purchase": _Page({"POST": current.purchase}),

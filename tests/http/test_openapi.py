@@ -22,7 +22,7 @@ from flashsale.sampling import Sampler
 from flashsale.store.ledger import RedisLedger
 from flashsale.store.schedules import RedisSchedules
 
-OTHERS = {"/openapi.json", "/metrics", "/live"}
+OTHERS = {"/", "/openapi.json", "/metrics", "/live"}
 """What is no part of it: for people and for machines that are not buyers."""
 CHECKS = (
     "not_a_server_error",

@@ -158,7 +158,7 @@ def test_a_user_is_needed(http_client: Http, open_sale: OpenSale) -> None:
         ("GET", "/v1/", 404),
         ("GET", "/v2/products/p", 404),
         ("GET", "/v1/products/p/", 404),
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("DELETE", "/v1/products/p", 405),
         ("PUT", "/v1/holds/code", 405),
     ],
