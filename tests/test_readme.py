@@ -19,6 +19,7 @@ import yaml
 from redis.asyncio import Redis
 
 from flashsale import Client, cli, crash
+from flashsale.cli.picture import HEIGHT_MIN, WIDTH_MIN
 from flashsale.cli.schedule import schedule
 from flashsale.config import DATABASE_PARTS, ENVIRONMENT, PORT, REDIS_PARTS, SSL_MODE, Config
 from flashsale.domain.answers import Cancelled, Failed, Held, NotOpen, SoldOut, Success, Unavailable
@@ -160,7 +161,19 @@ def buy(port, product_id):
 def test_a_sale_is_run_as_shown(home, environment):
     environment = environment | {"HOME": str(home), "LISTEN_ADDR": "127.0.0.1:0"}
     commands = re.findall(r"^flashsale ([^#\n]+)(?:# (.*))?", section("Run a sale"), re.MULTILINE)
-    elsewhere = {"demo", "completion", "orders", "attempts", "export", "db", "worker", "relay", "recover", "schedule"}
+    elsewhere = {
+        "demo",
+        "completion",
+        "orders",
+        "attempts",
+        "export",
+        "db",
+        "worker",
+        "relay",
+        "recover",
+        "schedule",
+        "top",
+    }
     assert {words.split()[0] for words, _ in commands} == set(cli.cli.commands) - elsewhere
     order_id = ""
     with ExitStack() as stack:
@@ -392,6 +405,13 @@ async def drift_and_repair(admin, url):
         await client.delete("product:p:users")
     before, after = await admin.repair("p")
     assert (before.difference_count, after.ok) == (25, True)
+
+
+def test_the_picture_shown_fits_the_terminal_that_is_promised():
+    shown = re.search(r"^```\n(flashsale .*?)^```", section("Watch it"), re.MULTILINE | re.DOTALL)[1].splitlines()
+    assert len(shown) <= HEIGHT_MIN
+    assert max(map(len, shown)) <= WIDTH_MIN
+    assert f"{WIDTH_MIN} x {HEIGHT_MIN} characters" in section("Watch it")
 
 
 async def repeat(admin):

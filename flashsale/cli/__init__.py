@@ -20,6 +20,7 @@ from flashsale.cli.options import database_option, log_options, on_reject_option
 from flashsale.cli.orders import db, export, orders
 from flashsale.cli.sale import close, init, pause, refund, reset, restock, resume
 from flashsale.cli.schedule import schedule
+from flashsale.cli.top import top
 from flashsale.config import Config, load_config
 from flashsale.errors import FlashsaleError, InvalidValueError
 from flashsale.launch import ServerProcess, clean_environment, raise_descriptor_limit
@@ -127,7 +128,7 @@ def completion(shell: str) -> None:
 
 for _command in (
     init, restock, refund, pause, resume, close, reset, status, buyers, holds, products, audit, recover,
-    schedule, watch, orders, attempts, export, db, worker, relay,
+    schedule, watch, top, orders, attempts, export, db, worker, relay,
 ):  # fmt: skip
     cli.add_command(_command)
 
