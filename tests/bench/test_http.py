@@ -9,6 +9,7 @@ from bench import megaload
 from bench.buyer import Tally, whole_us
 from bench.check import Sale
 from bench.cli import cli
+from bench.http import compare
 from bench.http.buyer import HTTP_KINDS, Heads, HttpBuyer, HttpPurchases, post
 from bench.http.checkout import Stats, find_faults, rush_running
 from bench.http.line import Answer, Told
@@ -30,17 +31,17 @@ def told(path):
     return json.loads(path.read_text())
 
 
-def test_http_runs_all_peers_and_checks_their_stores(tmp_path):
+def test_http_runs_all_peers_and_checks_their_stores(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "_SALES", (True,))  # sold out is the same again
     out = bench("http", "--duration", 0.15, "--rounds", 1, "--json", tmp_path / "h.json").stdout
     assert "(c) uvicorn and Starlette, one EVALSHA" in out
     found = told(tmp_path / "h.json")
     assert {name: sorted(peers) for name, peers in found["cells"].items()} == {
         "200 x 1, selling": ["a", "b", "c"],
-        "200 x 1, sold out": ["a", "b", "c"],
     }
     runs = [cell for peers in found["cells"].values() for cells in peers.values() for cell in cells]
     assert all(cell["throughput_per_s"] > 0 for cell in runs)
-    assert [target["target"] for target in found["targets"]] == [">= 0.9", "", ">= 3", ""] * 2
+    assert [target["target"] for target in found["targets"]] == [">= 0.9", "", ">= 3", ""]
 
 
 def test_checkout_sends_all_kinds_of_visitors_and_agrees_with_the_sale(tmp_path):
