@@ -241,6 +241,15 @@ def start_server(home: Path, environment: dict[str, str]) -> Iterator[Callable[.
         yield start
 
 
+def kept_port() -> int:
+    """Return a free port for a server that is started again on it: none that the kernel gives to others meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)  # below the ports that it gives out by itself
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 @pytest.fixture(scope="module")
 def server(module_home: Path, environment: dict[str, str]) -> Iterator[ServerProcess]:
     """A server for all the tests of a module that do not hurt it, on the embedded store in `module_home`."""

@@ -24,7 +24,7 @@ from flashsale.cli.picture import HEIGHT_MIN, WIDTH_MIN, Seen, draw
 from flashsale.launch import ServerProcess
 from flashsale.live import ProductView, Snapshot, WorkerView
 from tests.command_line import call_here
-from tests.conftest import PATIENCE_S
+from tests.conftest import PATIENCE_S, kept_port
 from tests.test_onlooker import TOLD
 
 TERM = {"TERM": "xterm-256color"}
@@ -251,20 +251,19 @@ def test_it_is_live_until_ctrl_c(server, environment):
 
 
 def test_it_waits_for_a_server_that_went_away_until_q(home, environment):
-    flags = ["--home", str(home), "--listen"]
+    flags = ["--home", str(home), "--listen", f"127.0.0.1:{kept_port()}"]
     with ExitStack() as stack:
 
-        def start(port):
-            where = [*flags, f"127.0.0.1:{port}"]
-            return stack.enter_context(ServerProcess(where, environment=environment, log=subprocess.DEVNULL))
+        def start():
+            return stack.enter_context(ServerProcess(flags, environment=environment, log=subprocess.DEVNULL))
 
-        first = start(0)
+        first = start()
         terminal = stack.enter_context(showing(first.port, environment))
         terminal.until("live")
         first.stop()
         terminal.until("no connection")
         terminal.until("trying again")
-        again = start(first.port)
+        again = start()
         terminal.until("live")
         terminal.until(str(again.pid))
         fcntl.ioctl(terminal.theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))

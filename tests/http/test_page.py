@@ -16,9 +16,12 @@ from flashsale.domain.answers import Held, ProductStatus, SoldOut, Success
 from flashsale.launch import ServerProcess
 from flashsale.store.admin import Admin
 from tests.browser import ENTER, ESCAPE, TAB, Browser
+from tests.conftest import kept_port
 from tests.http.client import Http
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
+MARKUP = "<b>bold</b>"
+ON_SALE = "document.querySelectorAll('#stock li').length === 3"
 FOLLOWS = "changes.source.readyState === EventSource.OPEN"  # from here on it is told what is sold
 NETWORK = re.compile(r"net::ERR_|EventSource")  # what a browser says of a server that is away
 
@@ -27,32 +30,27 @@ class Shop:
     """A server that can be stopped and started again in its place."""
 
     def __init__(self, home: Path, environment: dict[str, str]) -> None:
-        self._home, self._environment, self._port = home, environment, 0
+        self._home, self._environment, self.port = home, environment, kept_port()
         self._server: ServerProcess | None = None
         self.start()
 
     def start(self) -> None:
-        flags = ["--home", str(self._home), "--listen", f"127.0.0.1:{self._port}"]
+        flags = ["--home", str(self._home), "--listen", f"127.0.0.1:{self.port}"]
         self._server = ServerProcess(flags, environment=self._environment, log=subprocess.DEVNULL)
-        self._port = self._server.port
 
     def stop(self) -> None:
         assert self._server is not None
         self._server.stop()
 
     @property
-    def port(self) -> int:
-        return self._port
-
-    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/"
+        return f"http://127.0.0.1:{self.port}/"
 
     def run(self, act):
         """Return what comes of act(client, admin)."""
 
         async def running():
-            async with Admin(f"unix://{self._home}/valkey.sock") as admin, Client("127.0.0.1", self._port) as client:
+            async with Admin(f"unix://{self._home}/valkey.sock") as admin, Client("127.0.0.1", self.port) as client:
                 return await act(client, admin)
 
         return asyncio.run(running())
@@ -66,6 +64,24 @@ def shop(module_home: Path, environment: dict[str, str]) -> Iterator[Shop]:
     shop = Shop(module_home, environment)
     yield shop
     shop.stop()
+
+
+@pytest.fixture(scope="module")
+def sale(shop: Shop) -> list[str]:
+    """Sales that go on, from the first test on that asks for them."""
+
+    async def sell(client, admin):
+        await admin.init("iphone15", 2_000)
+        await admin.init("seats", 5)
+        await admin.init(MARKUP, 100)
+        for number in range(7):
+            answer = await client.purchase("seats", f"user_{number}")
+            assert isinstance(answer, Success if number < 5 else SoldOut)
+        assert isinstance(await client.reserve("iphone15", "holder", quantity=3), Held)
+        await asyncio.gather(*(client.purchase("iphone15", f"buyer_{number}") for number in range(700)))
+
+    shop.run(sell)
+    return ["iphone15", "seats", MARKUP]
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +117,9 @@ def row(product_id: str) -> str:
     )
 
 
-def told(product_id: str, left: int, sold: int, held: int) -> str:
+def told(product_id: str, status: ProductStatus) -> str:
     """Return the condition that the page tells these numbers of a product."""
+    left, sold, held = status.remaining_stock, status.sold, status.held
     words = re.escape(f"{left:,} left") + r"\s+" + re.escape(f"{sold:,} sold, {held:,} held, of {left + sold + held:,}")
     return f"/{words}/.test(({row(product_id)})?.innerText)"
 
@@ -144,21 +161,11 @@ def test_when_nothing_is_on_sale_it_says_how_to_begin(page):
     assert page.run("document.querySelectorAll('#workers tr').length") == 1
 
 
-def test_its_numbers_are_the_stores(page, shop):
-    async def sell(client, admin):
-        await admin.init("iphone15", 2_000)
-        await admin.init("seats", 5)
-        for number in range(7):
-            answer = await client.purchase("seats", f"user_{number}")
-            assert isinstance(answer, Success if number < 5 else SoldOut)
-        assert isinstance(await client.reserve("iphone15", "holder", quantity=3), Held)
-        await asyncio.gather(*(client.purchase("iphone15", f"buyer_{number}") for number in range(700)))
-
-    shop.run(sell)
-    for product_id in ("iphone15", "seats"):
-        found = shop.status(product_id)
-        page.until(told(product_id, found.remaining_stock, found.sold, found.held))
+def test_its_numbers_are_the_stores(page, sale, shop):
+    for product_id in sale:
+        page.until(told(product_id, shop.status(product_id)))
     assert "sold out" in page.run(f"{row('seats')}.innerText")
+    # 5 seats, 700 phones
     page.until("document.querySelector('[data-outcome=SUCCESS]')?.lastElementChild.innerText === '705'")
     assert page.run("document.querySelector('[data-outcome=SOLD_OUT]').lastElementChild.innerText") == "2"
     page.until("/^highest [1-9]/.test(document.querySelector('#sales-peak').innerText)")
@@ -166,17 +173,15 @@ def test_its_numbers_are_the_stores(page, shop):
     sizes = (
         "[...document.querySelectorAll('#stock .bar')].map((bar) => [...bar.children].map((part) => part.style.width))"
     )
-    assert page.run(sizes) == [["35%", "0.15%"], ["100%", "0%"]]
+    assert page.run(sizes) == [["0%", "0%"], ["35%", "0.15%"], ["100%", "0%"]]
 
 
-def test_what_buyers_call_themselves_is_text(page, shop):
+def test_what_buyers_call_themselves_is_text(page, sale, shop):
     names = [HOSTILE, "</li><script>document.title='taken'</script>", "&lt;b&gt;", "\u202eresrever", "x" * 256]
 
-    async def sell(client, admin):
-        await admin.init("<b>bold</b>", 100)
+    async def sell(client, _):
         for name in names:
-            assert isinstance(await client.purchase("<b>bold</b>", name, quantity=2), Success)
-            await asyncio.sleep(0.15)  # more than a person can follow is not told to the page
+            assert isinstance(await client.purchase(MARKUP, name, quantity=2), Success)
 
     open_page(page, shop)
     page.until("document.querySelector('#orders-note').checkVisibility()")
@@ -186,22 +191,22 @@ def test_what_buyers_call_themselves_is_text(page, shop):
         "[...document.querySelectorAll('#orders li')].map((row) => [...row.children].map((e) => e.textContent))"
     )
     assert [cells[1] for cells in shown] == names[::-1]
-    assert {(cells[3], cells[4]) for cells in shown} == {("<b>bold</b>", "× 2")}
+    assert {(cells[3], cells[4]) for cells in shown} == {(MARKUP, "× 2")}
     assert all(re.fullmatch(r"\d\d:\d\d:\d\d", cells[0]) for cells in shown)
-    page.until(told("<b>bold</b>", 90, 10, 0))
+    page.until(told(MARKUP, shop.status(MARKUP)))
     assert page.run("[document.title, document.querySelectorAll('img, li script, b').length]") == ["flashsale", 0]
 
 
-def test_it_is_as_wide_as_a_phone(page):
+def test_it_is_as_wide_as_a_phone(page, sale):
     page.resize(360, 740)
-    page.until("document.querySelector('#stock li') !== null")
+    page.until(ON_SALE)
     assert page.run("document.scrollingElement.scrollWidth") == 360
     wider = "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > 360).length"
     assert page.run(wider) == 0
 
 
-def test_a_keyboard_is_enough(page, shop):
-    page.until("document.querySelectorAll('#stock li').length === 3")
+def test_a_keyboard_is_enough(page, sale, shop):
+    page.until(ON_SALE)
     focused = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText"
     page.press(TAB)
     assert page.run(focused) == "Filter products"
@@ -217,22 +222,24 @@ def test_a_keyboard_is_enough(page, shop):
     page.until(FOLLOWS)
 
     async def sell(client, _):
-        await client.purchase("<b>bold</b>", "somebody else")
+        await client.purchase(MARKUP, "somebody else")
         await client.purchase("iphone15", "ann")
 
     shop.run(sell)
     page.until("document.querySelector('#orders .who')?.innerText === 'ann'")
-    page.until(told("iphone15", 1_296, 701, 3))  # a second later: the row that has the focus is still the same
+    page.until(
+        told("iphone15", shop.status("iphone15"))
+    )  # a second later: the row that has the focus is still the same
     assert page.run(focused) == "iphone15"
     assert page.run("document.querySelectorAll('#orders li').length") == 1
     page.press(ENTER)
     assert page.run("[document.querySelector('#orders-title').innerText, location.hash]") == ["Last orders", ""]
     page.run("document.querySelector('#filter').focus()")
     page.press(ESCAPE)
-    assert page.run("document.querySelectorAll('#stock li').length") == 3
+    assert page.run(ON_SALE)
 
 
-def test_it_says_what_it_is_to_those_who_do_not_see_it(page):
+def test_it_says_what_it_is_to_those_who_do_not_see_it(page, sale):
     landmarks = "[...document.querySelectorAll('header, main, footer')].map((e) => e.localName)"
     assert page.run(landmarks) == ["header", "main", "footer"]
     visible = "[...document.querySelectorAll('section, input, button')].filter((e) => e.checkVisibility())"
@@ -245,8 +252,8 @@ def test_it_says_what_it_is_to_those_who_do_not_see_it(page):
     assert page.run(moving) > 0
 
 
-def test_without_a_store_it_says_so_and_keeps_what_was_left(page):
-    page.until("document.querySelectorAll('#stock li').length === 3")
+def test_without_a_store_it_says_so_and_keeps_what_was_left(page, sale):
+    page.until(ON_SALE)
     before = page.text("#stock")
     assert not page.run("document.querySelector('#alarm').checkVisibility()")
     page.run("pictures.hear(JSON.stringify({...live, store_up: false, products: []}))")
@@ -257,14 +264,14 @@ def test_without_a_store_it_says_so_and_keeps_what_was_left(page):
     page.until("!document.querySelector('#alarm').checkVisibility()")  # with the next picture
 
 
-def test_a_crowd_leaves_it_as_large_as_it_was(page, shop):
+def test_a_crowd_leaves_it_as_large_as_it_was(page, sale, shop):
     async def sell(client, _):
-        for number in range(30):
+        for number in range(60):
             await client.purchase("iphone15", f"crowd_{number}")
             await asyncio.sleep(0.02)
 
     shop.run(sell)
-    page.until("document.querySelector('#orders .who')?.innerText === 'crowd_29'")
+    page.until("document.querySelector('#orders .who')?.innerText === 'crowd_59'")
     assert page.run("[document.querySelectorAll('#orders li').length, orders.length, recent.length <= 12]") == [
         12,
         12,
@@ -279,7 +286,7 @@ def test_a_page_that_was_left_keeps_no_connection(page, shop):
         open_page(page, shop)
 
 
-def test_it_comes_back_with_its_server(page, shop):
+def test_it_comes_back_with_its_server(page, sale, shop):
     shop.stop()
     page.until("document.querySelector('#state').innerText === 'reconnecting'")
     assert page.run("document.body.className") == "stale"
@@ -295,6 +302,5 @@ def test_it_comes_back_with_its_server(page, shop):
 
     shop.run(sell)
     page.until("document.querySelector('#orders .who')?.innerText.startsWith('back')")
-    found = shop.status("iphone15")
-    page.until(told("iphone15", found.remaining_stock, found.sold, found.held))
+    page.until(told("iphone15", shop.status("iphone15")))
     assert all(NETWORK.search(line) for line in page.complaints())
