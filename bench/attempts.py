@@ -23,6 +23,7 @@ from flashsale.errors import FlashsaleError
 from flashsale.orders import reports
 from flashsale.orders.database import Database
 from flashsale.orders.reports import AttemptsWanted
+from flashsale.orders.tables import attempts_dropped
 
 _PRODUCT_ID = "attempted"
 _STOCK_PLENTY = 1_000_000_000
@@ -63,6 +64,8 @@ async def _compare(round_count: int, duration_s: float, progress: Callable[[str]
     async with open_rig() as without, open_rig((*SERVE, "--record-attempts")) as recording:
         database = open_database(home_config(recording.home))
         try:
+            while not await database.has_table(attempts_dropped.name):  # noqa: ASYNC110 - another process makes it
+                await asyncio.sleep(_POLL_S)  # the recorder begins with it
             for rig in (without, recording):
                 await _run(rig, SHAPES[0], min(_WARM_UP_S, duration_s))
             attempt_count, dropped_count = await _settled(database, None)

@@ -291,14 +291,16 @@ def test_attempts_are_read_as_shown(home, environment):
     assert [words.split()[0] for words in commands] == ["attempts", "attempts"]
 
     def run(words):
-        command = [sys.executable, "-m", "flashsale", *shlex.split(words)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        return call_here(shlex.split(words), environment).stdout
 
     run("init iphone15 3")
     flags = ["--listen", "127.0.0.1:0", "--record-attempts"]
     with ServerProcess(flags, environment=environment, log=subprocess.DEVNULL) as server:
         buy(server.port, "iphone15")
-    listed, counted = map(run, commands)
+        deadline = time.monotonic() + 30
+        while "user_1" not in (listed := run(commands[0])):
+            assert time.monotonic() < deadline, "the attempt does not come"
+    counted = run(commands[1])
     assert re.search(r"SUCCESS +purchase +1 +- +2 +user_1$", listed, re.MULTILINE)
     assert re.search(r"^SUCCESS +1$", counted, re.MULTILINE)
 

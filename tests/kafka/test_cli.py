@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 
 from flashsale.cli import cli
 from flashsale.errors import InvalidValueError
@@ -23,7 +24,7 @@ from flashsale.orders.database import Database, database_url
 from flashsale.store.admin import Admin
 from tests.kafka.cluster import Cluster
 from tests.orders import plain
-from tests.test_compose import COMPOSE, parse
+from tests.test_compose import COMPOSE
 
 PATIENCE_S = 30.0
 README = (Path(__file__).parent.parent.parent / "README.md").read_text()
@@ -130,7 +131,7 @@ async def open_sale(url: str) -> None:
 
 
 def test_the_commands_of_the_readme_are_those_of_the_compose_file() -> None:
-    services = parse(COMPOSE.read_text())["services"]
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
     shown = README.split("### Through Kafka\n")[1].split("\n## ")[0]
     commands = [shlex.split(line) for line in re.findall(r"^flashsale (.*)", shown, re.MULTILINE)]
     relay, worker = [[word.replace("kafka.example", "kafka") for word in command] for command in commands]
@@ -139,10 +140,14 @@ def test_the_commands_of_the_readme_are_those_of_the_compose_file() -> None:
     assert worker[-2:] == ["--database", "postgresql://shop@db.example/shop"]
 
 
+def words_of(service: dict[str, Any]) -> list[str]:
+    return [*service["command"], *service["environment"].values()]
+
+
 def test_the_services_of_the_compose_file_move_orders(
     cluster: Cluster, name: str, start: Any, start_store: Any, postgres: Any
 ) -> None:
-    services = parse(COMPOSE.read_text())["services"]
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
     port = start_store(*services["redis"]["command"][1:])
     url = postgres.make_database()
     ours = {
@@ -150,9 +155,11 @@ def test_the_services_of_the_compose_file_move_orders(
         "orders": name,
         "redis:6379": f"127.0.0.1:{port}",
         "postgresql://shop:shop@postgres/shop": url,
+        "${LOG_LEVEL:-info}": "info",
     }
+    assert set(ours) <= {word for it in ("worker", "relay") for word in words_of(services[it])}
     for service in ("worker", "relay"):  # in any order: each waits for what is not there yet
-        settings = {key: ours[value] for key, value in services[service]["environment"].items()}
+        settings = {key: ours.get(value, value) for key, value in services[service]["environment"].items()}
         start([ours.get(word, word) for word in services[service]["command"]], **settings)
     asyncio.run(open_sale(f"redis://127.0.0.1:{port}"))
     assert has_order(url)
