@@ -168,6 +168,14 @@ async def start(stack: AsyncExitStack, engine: RedisEngine, build: Build) -> int
     return int(listening.getsockname()[1])
 
 
+HIDE = """
+if tonumber(redis.call('GET', KEYS[1]) or 0) == 0 then return 0 end
+redis.call('RENAME', KEYS[1], KEYS[2])
+return 1
+"""
+"""Hides a stock while there is some: a crowd is quick."""
+
+
 async def trouble(crowd: Crowd, admin: Admin, client: Redis, sales: list[Sale]) -> None:
     """Bring units now and then; twice there are some for certain, and nobody can have them for a moment."""
     crowd_id, seats_id = sales[0].product_id, sales[1].product_id
@@ -182,7 +190,8 @@ async def trouble(crowd: Crowd, admin: Admin, client: Redis, sales: list[Sale]) 
             await crowd.hears(150)
             await crowd.operate(admin, Resume(crowd_id))
         elif turn == 1:
-            await client.rename(stock, hidden)
+            while not await client.eval(HIDE, 2, stock, hidden):
+                await crowd.operate(admin, Restock(crowd_id, 20))
             await crowd.hears(150)
             with suppress(ResponseError):  # a bad build may have made another
                 await client.renamenx(hidden, stock)
