@@ -96,7 +96,7 @@ class Current:
         if not user_id or not item:
             return _told(400, MISSING_PARAMETERS)
         sale = self._sale(given)
-        if not (item.isascii() and item.isdigit() and len(item) <= len(str(ITEMS_MAX))):
+        if not _is_number(item):
             return _told(400, INVALID_ITEM)
         item_id = int(item) if sale.numbered else None
         request = Reserve(sale.product_id, user_id, request_id=idempotency_key(scope), item_id=item_id)
@@ -160,9 +160,14 @@ class Current:
     def _item(self, scope: Scope) -> tuple[CurrentSale, int]:
         sale = self._sale(parameters(scope))
         number = scope["path_params"]["number"]
-        if not 1 <= number <= sale.item_count:
+        if not _is_number(number) or not 1 <= int(number) <= sale.item_count:
             raise RefusedError(_told(404, ITEM_NOT_FOUND))
-        return sale, number
+        return sale, int(number)
+
+
+def _is_number(text: str) -> bool:
+    """Whether it may be the number of an item; what is longer than any is not even read."""
+    return text.isascii() and text.isdigit() and len(text) <= len(str(ITEMS_MAX))
 
 
 def make_purchase_id(order_id: str) -> str:

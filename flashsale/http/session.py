@@ -113,6 +113,7 @@ class HttpSession(HttpToolsProtocol):
             return
         if self._held:
             self._held += data
+            self.flow.pause_reading()  # uvicorn reads on whenever a request is taken up
             return
         self._parse(data)
 
@@ -185,6 +186,7 @@ class HttpSession(HttpToolsProtocol):
             if self.pipeline:
                 self.pipeline.popleft()  # the one that came last
                 self._unanswered_count -= 1
+                self._incomplete = False
             else:
                 self._refuse(None if self.cycle.response_started else self._refusal)
                 return
@@ -197,9 +199,10 @@ class HttpSession(HttpToolsProtocol):
         self._unanswered_count -= 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        if not self.pipeline:
+            self.flow.resume_reading()
         if self._refusal is not None and not self._unanswered_count:
             self._refuse(self._refusal)
         elif self._held and not self.pipeline:
@@ -224,7 +227,7 @@ class HttpSession(HttpToolsProtocol):
                 self.abort()
         elif self._blocked_sweeps > limits.write_timeout_s:
             self.abort()
-        elif self._incomplete and self._still_sweeps > limits.frame_timeout_s:
+        elif self._incomplete and self._refusal is None and self._still_sweeps > limits.frame_timeout_s:
             self._refusal = TOO_SLOW
             self.send_400_response("")
         elif not self._incomplete and not self._unanswered_count and self._still_sweeps > limits.idle_timeout_s:
@@ -259,7 +262,8 @@ class HttpSession(HttpToolsProtocol):
             if self._incomplete and self._body_size == body_size:  # headers come, or what is behind the body
                 self._head_size += len(part)
                 if self._head_size > HEAD_SIZE_MAX:
-                    self._refuse(HEAD_TOO_LARGE)
+                    self._refusal = HEAD_TOO_LARGE
+                    self.send_400_response("")
                     return
 
     def _known_head_size(self) -> int:

@@ -164,6 +164,6 @@ def test_items_have_names_and_pictures(http_client: Http, hourly: str) -> None:
     assert picture.headers["content-type"] == "image/svg+xml"
     assert ElementTree.fromstring(picture.raw).tag.endswith("svg")
     assert item["name"] in picture.raw.decode()
-    for url in ("/items/0", "/items/10001", "/items/10001.svg"):
-        assert told(http_client.ask("GET", url)) == (404, "item not found")
-    assert http_client.ask("GET", "/items/seven").status == 404
+    for number in ("0", "10001", "seven", "-1", "9" * 5_000, "%D9%A1"):
+        for url in (f"/items/{number}", f"/items/{number}.svg"):
+            assert told(http_client.ask("GET", url)) == (404, "item not found")

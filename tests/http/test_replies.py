@@ -7,7 +7,7 @@ import pytest
 from uvicorn.server import ServerState
 
 from flashsale.http.replies import Reply, json_reply
-from flashsale.http.session import HttpSession, Places, answer, make_config
+from flashsale.http.session import HEAD_SIZE_MAX, HttpSession, Places, answer, make_config
 from flashsale.server import ServerLimits
 from tests.http.client import Raw
 
@@ -60,6 +60,7 @@ async def swept_client(application):
         for session in list(sessions):
             for _ in range(count):
                 session.sweep(ServerLimits(idle_timeout_s=20, frame_timeout_s=2))
+        return list(sessions)
 
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     async with asyncio.timeout(30):
@@ -105,3 +106,58 @@ async def test_a_request_has_its_time_also_behind_a_long_silence():
         await asyncio.sleep(0.05)
         sweep(5)
         assert (await reader.read()).startswith(b"HTTP/1.1 408")
+
+
+async def waiting_client(begun, decided):
+    """Return a client whose first request is answered once that is decided."""
+
+    async def application(scope, receive, send):
+        begun.set()
+        await decided.wait()
+        await answer(json_reply(200, "done"), send)
+
+    return swept_client(application)
+
+
+async def test_an_answer_is_not_overtaken_by_what_is_wrong_with_the_next_request():
+    begun, decided = asyncio.Event(), asyncio.Event()
+    async with await waiting_client(begun, decided) as (reader, writer, _):
+        writer.write(REQUEST)
+        await begun.wait()
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 3 * HEAD_SIZE_MAX)
+        await asyncio.sleep(0.05)
+        decided.set()
+        said = await reader.read()
+    assert said.startswith(b"HTTP/1.1 200 OK")
+    assert b'"done"HTTP/1.1 431 ' in said
+
+
+async def test_a_second_request_that_does_not_come_is_told_behind_the_first_answer():
+    begun, decided = asyncio.Event(), asyncio.Event()
+    async with await waiting_client(begun, decided) as (reader, writer, sweep):
+        writer.write(REQUEST + REQUEST + b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        await begun.wait()
+        await asyncio.sleep(0.05)
+        for _ in range(3):
+            sweep(5)
+        decided.set()
+        said = await reader.read()
+    assert said.count(b"HTTP/1.1 200 OK") == said.count(b'"done"') == 2
+    assert b'"done"HTTP/1.1 408 ' in said
+
+
+async def test_who_sends_on_while_he_waits_is_not_read_from():
+    begun, decided = asyncio.Event(), asyncio.Event()
+    async with await waiting_client(begun, decided) as (reader, writer, sweep):
+        writer.write(REQUEST * 3 + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10_000)
+        await begun.wait()
+        for _ in range(50):
+            writer.write(REQUEST * 10_000)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.2)
+        [session] = sweep(0)
+        assert 0 < len(session._held) < 1_000_000
+        assert writer.transport.get_write_buffer_size() > 1_000_000
+        decided.set()
+        assert (await reader.readuntil(b'"done"')).startswith(b"HTTP/1.1 200 OK")
+        writer.transport.abort()
