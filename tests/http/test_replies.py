@@ -67,6 +67,10 @@ async def swept_client(application):
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         yield reader, writer, sweep
         writer.close()
+        for session in list(sessions):
+            session.transport.abort()
+        while sessions:  # noqa: ASYNC110 - the loop parts from them
+            await asyncio.sleep(0.001)
     server.close()
 
 
@@ -148,8 +152,15 @@ async def test_a_second_request_that_does_not_come_is_told_behind_the_first_answ
 
 async def test_who_sends_on_while_he_waits_is_not_read_from():
     begun, decided = asyncio.Event(), asyncio.Event()
-    async with await waiting_client(begun, decided) as (reader, writer, sweep):
-        writer.write(REQUEST * 3 + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10_000)
+
+    async def application(scope, receive, send):
+        if scope["path"] == "/wait":
+            begun.set()
+            await decided.wait()
+        await answer(json_reply(200, "done"), send)
+
+    async with swept_client(application) as (reader, writer, sweep):
+        writer.write(REQUEST + REQUEST.replace(b"/ ", b"/wait ") + REQUEST * 10_000)
         await begun.wait()
         for _ in range(50):
             writer.write(REQUEST * 10_000)
@@ -159,5 +170,6 @@ async def test_who_sends_on_while_he_waits_is_not_read_from():
         assert 0 < len(session._held) < 1_000_000
         assert writer.transport.get_write_buffer_size() > 1_000_000
         decided.set()
-        assert (await reader.readuntil(b'"done"')).startswith(b"HTTP/1.1 200 OK")
+        for _ in range(2):
+            await reader.readuntil(b'"done"')
         writer.transport.abort()
