@@ -72,10 +72,12 @@ def test_each_schedule_is_due_by_itself() -> None:
 
 def test_a_sale_is_called_by_its_begin_and_its_epoch() -> None:
     due = Due(schedule(), 1_640_995_200)
-    assert due.product_id == f"sale_1640995200_{due.epoch}" == "sale_1640995200_6c9d644d"
+    assert due.product_id == f"sale_1640995200_{due.epoch}" == "sale_1640995200_731bb28b"
     assert re.fullmatch("[0-9a-f]{8}", due.epoch)
-    assert due.product_id == Due(Schedule(name="hourly", every_s=60, item_count=1), due.begins_at).product_id
-    assert len({due.epoch, Due(schedule("other"), due.begins_at).epoch, Due(schedule(), TEN).epoch}) == 3
+    assert due.product_id == Due(Schedule(name="hourly", every_s=HOUR_S, item_count=1), due.begins_at).product_id
+    others = [Due(schedule("other"), due.begins_at), Due(schedule(), TEN)]
+    others.append(Due(Schedule(name="hourly", every_s=60, item_count=1), due.begins_at))
+    assert len({due.epoch, *(other.epoch for other in others)}) == 4
 
 
 def test_a_schedule_without_further_words_is_that_of_a_plain_sale() -> None:

@@ -151,6 +151,23 @@ async def test_a_sale_that_is_there_without_a_note_is_that_of_the_period(admin: 
     assert await redis.xlen(f"product:{sale.product_id}:orders") == 1
 
 
+async def test_a_schedule_that_was_removed_and_comes_with_other_terms_finds_its_sale_as_it_is(
+    admin: Admin, redis: Redis
+) -> None:
+    await admin.schedules.add(WEEKLY)
+    before = (await open_due(admin.schedules)).current["weekly"]
+    await admin.schedules.remove("weekly")
+    await admin.schedules.forget(["weekly"])
+    await admin.schedules.add(structs.replace(WEEKLY, item_count=7, numbered=False))
+    assert (await open_due(admin.schedules)).current["weekly"] == before
+    await admin.schedules.remove("weekly")
+    await admin.schedules.forget(["weekly"])
+    await admin.schedules.add(structs.replace(WEEKLY, every_s=LONG_S // 7))
+    other = (await open_due(admin.schedules)).current["weekly"]
+    assert other.product_id != before.product_id
+    assert (await admin.sale(other.product_id)).terms.closes_at == other.ends_at
+
+
 async def test_nothing_is_opened_for_whoever_saw_another_store_or_another_time(admin: Admin, redis: Redis) -> None:
     await admin.schedules.add(WEEKLY)
     [due] = (await admin.schedules.look()).due

@@ -78,7 +78,8 @@ class Due(Struct, frozen=True):
         So one that is opened once more, in a store that has lost it, has gone backwards as far as the database is
         concerned, and is frozen; with an epoch by chance it would be another sale of as many units.
         """
-        return sha1(f"{self.schedule.name} {self.begins_at}".encode(), usedforsecurity=False).hexdigest()[:8]
+        of = f"{self.schedule.name} {self.schedule.every_s} {self.begins_at}"  # another length, another sale
+        return sha1(of.encode(), usedforsecurity=False).hexdigest()[:8]
 
     @property
     def product_id(self) -> str:

@@ -21,7 +21,7 @@ from flashsale.store.links import make_client, store_errors
 T = TypeVar("T")
 
 _ANSWER_TIMEOUT_S = 2.0
-_RETIRE_COUNT_MAX = 4
+_RETIRE_COUNT_MAX = 64
 """Sales that are deleted in one go."""
 _STAY_S = 60
 """Until it is asked again whether a sale may be deleted that had to stay."""

@@ -26,7 +26,11 @@ redis.call('ZCARD', KEYS[17]) -- a key of another type is to stop this before th
 
 -- a sale that is there without a note is that of this period: the schedule was removed and added again
 local is_new = redis.call('EXISTS', KEYS[1], KEYS[4]) == 0
-if is_new then
+local item_count, numbered = schedule.item_count, schedule.numbered
+if not is_new then -- with other terms since, which are the next sale's
+  local found = redis.call('HMGET', KEYS[4], 'initial', 'items')
+  item_count, numbered = tonumber(found[1]) or item_count, found[2] and true or false
+else
   open_sale(ARGV[1], string.format('%.0f', schedule.item_count), ARGV[4], {
     limit = schedule.limit, opens_at = begins_at, closes_at = ends_at, hold_s = schedule.hold_s,
     hold_total_s = schedule.hold_total_s, numbered = schedule.numbered,
@@ -34,7 +38,7 @@ if is_new then
 end
 redis.call('HSET', KEYS[16], ARGV[2], string.format(
   '{"schedule":%s,"product_id":%s,"begins_at":%.0f,"ends_at":%.0f,"item_count":%.0f,"numbered":%s}',
-  cjson.encode(ARGV[2]), cjson.encode(ARGV[1]), begins_at, ends_at, schedule.item_count,
-  schedule.numbered and 'true' or 'false'))
+  cjson.encode(ARGV[2]), cjson.encode(ARGV[1]), begins_at, ends_at, item_count,
+  numbered and 'true' or 'false'))
 redis.call('ZADD', KEYS[17], delete_at, ARGV[1])
 return is_new and 1 or 0
