@@ -29,7 +29,9 @@ local is_new = redis.call('EXISTS', KEYS[1], KEYS[4]) == 0
 local item_count, numbered = schedule.item_count, schedule.numbered
 if not is_new then -- with other terms since, which are the next sale's
   local found = redis.call('HMGET', KEYS[4], 'initial', 'items')
-  item_count, numbered = tonumber(found[1]) or item_count, found[2] and true or false
+  if found[1] then -- else it is frozen before it was opened here, and has none yet
+    item_count, numbered = tonumber(found[1]) or item_count, found[2] and true or false
+  end
 else
   open_sale(ARGV[1], string.format('%.0f', schedule.item_count), ARGV[4], {
     limit = schedule.limit, opens_at = begins_at, closes_at = ends_at, hold_s = schedule.hold_s,
