@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from flashsale.asking import Asker
+from flashsale.asking import Asker, Pace
 from flashsale.batching import Sink
 from flashsale.domain.answers import NOT_EXECUTED, SoldOut
 from flashsale.domain.requests import Purchase, Request
@@ -57,3 +57,35 @@ async def test_one_that_refuses_asks_nothing_more() -> None:
     queue.answer(0, 1)
     assert await before == SoldOut(1)
     assert len(queue.asked) == 1
+
+
+async def test_what_comes_close_together_is_submitted_together() -> None:
+    queue = Queue()
+    pace = Pace(queue.submit, pause_s=0.05)
+    asker = Asker(pace.submit)
+    answers = [asker.ask(REQUEST)]
+    assert len(queue.asked) == 1, "nobody came before"
+    answers += [asker.ask(REQUEST) for _ in range(3)]
+    assert len(queue.asked) == 1
+    await asyncio.sleep(0.1)
+    assert len(queue.asked) == 4
+    for position in range(4):
+        queue.answer(position, position)
+    assert [await answer for answer in answers] == [SoldOut(left) for left in range(4)]
+    await asyncio.sleep(0.1)
+    last = asker.ask(REQUEST)
+    assert len(queue.asked) == 5, "there was a pause"
+    queue.answer(4, 9)
+    assert await last == SoldOut(9)
+
+
+async def test_at_the_end_what_was_gathered_is_still_submitted() -> None:
+    queue = Queue()
+    pace = Pace(queue.submit, pause_s=60)
+    asker = Asker(pace.submit)
+    for _ in range(2):
+        asker.ask(REQUEST)
+    pace.flush()
+    asker.refuse()
+    assert len(queue.asked) == 2
+    assert await asker.ask(REQUEST) == NOT_EXECUTED
