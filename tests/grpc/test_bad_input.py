@@ -15,6 +15,7 @@ from flashsale.grpc.orders_pb2 import (
     ConfirmRequest,
     ExtendRequest,
     PurchaseRequest,
+    PurchaseResponse,
     ReserveRequest,
     StatusRequest,
     WatchRequest,
@@ -132,12 +133,14 @@ def begin(path: bytes) -> bytes:
 
 
 def buy(orders, request):
-    """Buy at a server that comes and goes."""
+    """Buy at a server that comes and goes, as the README has it: with the same id, until there is an answer."""
     while True:
         try:
             return orders.Purchase(request, timeout=PATIENCE_S, wait_for_ready=True)
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.CANCELLED:  # it came to the one that ends: not executed
+            if error.code() is grpc.StatusCode.ALREADY_EXISTS:  # the one that ended has done it
+                return PurchaseResponse.FromString(dict(error.trailing_metadata())["first-response-bin"])
+            if error.code() not in {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}:
                 raise
 
 
