@@ -1,30 +1,12 @@
-"""The one table of what an answer is over gRPC: status code, reason and words (README, "gRPC")."""
+"""What an answer is over gRPC: the one table of status codes, and what goes beside them (README, "gRPC")."""
 
 from typing import Any
 
 import grpc
 from msgspec import Struct
 
-from flashsale.domain.answers import (
-    ALREADY_CONFIRMED,
-    HOLD_NOT_FOUND,
-    ITEM_NOT_FOUND,
-    PRODUCT_NOT_FOUND,
-    Answer,
-    Busy,
-    Cancelled,
-    Closed,
-    Expired,
-    Failed,
-    ItemTaken,
-    LimitExceeded,
-    Mismatch,
-    NotOpen,
-    Paused,
-    SoldOut,
-    Unavailable,
-    Unknown,
-)
+from flashsale.domain.answers import Answer, Busy, Failed, NotOpen, SoldOut
+from flashsale.domain.refusals import FAILURE_REASONS, RATE_LIMITED, REASONS, Reason, failure
 
 REASON_KEY = "reason"
 RETRY_KEY = "retry-after"
@@ -37,9 +19,29 @@ FIRST_KEY = "first-response-bin"
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 _PAUSE_S = 1
-"""After so many seconds it is worth another try when a queue was full, or the store was away."""
+"""After so many seconds a stream that ended with its server is worth another try, at another one."""
 
 _Code = grpc.StatusCode
+_CODES = {
+    "sold-out": _Code.RESOURCE_EXHAUSTED,
+    "limit-exceeded": _Code.RESOURCE_EXHAUSTED,
+    "item-taken": _Code.FAILED_PRECONDITION,
+    "not-open": _Code.FAILED_PRECONDITION,
+    "paused": _Code.FAILED_PRECONDITION,
+    "closed": _Code.FAILED_PRECONDITION,
+    "cancelled": _Code.FAILED_PRECONDITION,
+    "expired": _Code.FAILED_PRECONDITION,
+    "mismatch": _Code.FAILED_PRECONDITION,
+    "busy": _Code.UNAVAILABLE,
+    "unavailable": _Code.UNAVAILABLE,
+    "unknown": _Code.DEADLINE_EXCEEDED,  # the one code of which gRPC says that it may all the same have been done
+    "product-not-found": _Code.NOT_FOUND,
+    "hold-not-found": _Code.NOT_FOUND,
+    "item-not-found": _Code.NOT_FOUND,
+    "already-confirmed": _Code.FAILED_PRECONDITION,
+    "rate-limited": _Code.RESOURCE_EXHAUSTED,
+    "bad-request": _Code.INVALID_ARGUMENT,
+}
 
 
 class Refusal(Struct, frozen=True):
@@ -58,45 +60,23 @@ class Refusal(Struct, frozen=True):
         return ((REASON_KEY, self.reason), *retry)
 
 
-REFUSALS: dict[type[Answer], Refusal] = {
-    SoldOut: Refusal(_Code.RESOURCE_EXHAUSTED, "sold-out", "sold out"),
-    LimitExceeded: Refusal(_Code.RESOURCE_EXHAUSTED, "limit-exceeded", "user purchase limit exceeded"),
-    ItemTaken: Refusal(_Code.FAILED_PRECONDITION, "item-taken", "the item is sold or held"),
-    NotOpen: Refusal(_Code.FAILED_PRECONDITION, "not-open", "the sale is not open yet"),
-    Paused: Refusal(_Code.FAILED_PRECONDITION, "paused", "the sale is paused"),
-    Closed: Refusal(_Code.FAILED_PRECONDITION, "closed", "the sale is closed"),
-    Cancelled: Refusal(_Code.FAILED_PRECONDITION, "cancelled", "the hold was cancelled"),
-    Expired: Refusal(_Code.FAILED_PRECONDITION, "expired", "the hold has expired"),
-    Mismatch: Refusal(_Code.FAILED_PRECONDITION, "mismatch", "request_id belongs to another request"),
-    Busy: Refusal(_Code.UNAVAILABLE, "busy", "too many requests wait", _PAUSE_S),
-    Unavailable: Refusal(_Code.UNAVAILABLE, "unavailable", "the store is away; nothing was done", _PAUSE_S),
-    Unknown: Refusal(
-        _Code.DEADLINE_EXCEEDED,  # the one code of which gRPC says that it may all the same have been done
-        "unknown",
-        "it is not known whether this was done; ask again with the same id",
-        _PAUSE_S,
-    ),
-}
-"""By answer; `Failed` has its own table."""
+def _make(reason: Reason) -> Refusal:
+    return Refusal(_CODES[reason.kind], reason.kind, reason.words, reason.retry_after_s)
 
-FAILURES: dict[str, Refusal] = {
-    PRODUCT_NOT_FOUND: Refusal(_Code.NOT_FOUND, "product-not-found", PRODUCT_NOT_FOUND),
-    HOLD_NOT_FOUND: Refusal(_Code.NOT_FOUND, "hold-not-found", HOLD_NOT_FOUND),
-    ITEM_NOT_FOUND: Refusal(_Code.NOT_FOUND, "item-not-found", ITEM_NOT_FOUND),
-    ALREADY_CONFIRMED: Refusal(_Code.FAILED_PRECONDITION, "already-confirmed", ALREADY_CONFIRMED),
-}
+
+REFUSALS: dict[type[Answer], Refusal] = {answer: _make(reason) for answer, reason in REASONS.items()}
+"""By answer; `Failed` has its own table."""
+FAILURES: dict[str, Refusal] = {text: _make(reason) for text, reason in FAILURE_REASONS.items()}
 """By the text of a failure; any other is the request's own fault."""
 
-TOO_OFTEN = Refusal(_Code.RESOURCE_EXHAUSTED, "rate-limited", "too many requests")
-"""From this user, from this client, or for this operation."""
-_BAD = Refusal(_Code.INVALID_ARGUMENT, "bad-request", "")
+TOO_OFTEN = _make(RATE_LIMITED)
 UNREADABLE = Refusal(_Code.INVALID_ARGUMENT, "unreadable", "the message cannot be read")
 LATE = Refusal(_Code.RESOURCE_EXHAUSTED, "late", "the message took too long to come; nothing was done")
 DUPLICATE = Refusal(_Code.ALREADY_EXISTS, "duplicate", "duplicate request")
 TOO_SLOW = Refusal(_Code.RESOURCE_EXHAUSTED, "too-slow", "the events were not taken; go on from where you were")
 ENDING = Refusal(_Code.UNAVAILABLE, "ending", "the server ends; go on at another one from where you were", _PAUSE_S)
 DEFECT = Refusal(_Code.INTERNAL, "defect", "internal error; it is not known whether this was done")
-OTHERS = (TOO_OFTEN, _BAD, UNREADABLE, LATE, DUPLICATE, TOO_SLOW, ENDING, DEFECT)
+OTHERS = (TOO_OFTEN, _make(failure("")), UNREADABLE, LATE, DUPLICATE, TOO_SLOW, ENDING, DEFECT)
 """Those that are no answer's."""
 
 _TOLD = {kind: (refusal, refusal.as_metadata()) for kind, refusal in REFUSALS.items()}
@@ -104,7 +84,7 @@ _TOLD = {kind: (refusal, refusal.as_metadata()) for kind, refusal in REFUSALS.it
 
 def bad_request(words: str) -> Refusal:
     """Return what a request is told that is wrong in itself."""
-    return FAILURES.get(words) or Refusal(_BAD.code, _BAD.reason, words)
+    return _make(failure(words))
 
 
 def refusal_of(answer: Answer) -> tuple[Refusal, Metadata]:

@@ -102,7 +102,7 @@ class Current:
         request = Reserve(sale.product_id, user_id, request_id=idempotency_key(scope), item_id=item_id)
         wrong = check(request)
         if wrong:
-            return _told(400, INVALID_ITEM if wrong == "invalid item_id" else wrong)
+            return refused(Failed(wrong))
         answer = await ask(self._services, scope, request)
         if isinstance(answer, Held):
             return json_reply(
@@ -198,5 +198,5 @@ def _told(status: int, message: str, *, retry_after_s: float = 0) -> Reply:
     return json_reply(status, Told(success=False, message=message), retry_after_s=retry_after_s)
 
 
-_FAULTS = {HOLD_NOT_FOUND: INVALID_CODE, ITEM_NOT_FOUND: INVALID_ITEM}
+_FAULTS = {HOLD_NOT_FOUND: INVALID_CODE, ITEM_NOT_FOUND: INVALID_ITEM, "invalid item_id": INVALID_ITEM}
 """What a client got wrong, in its words."""

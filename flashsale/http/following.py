@@ -16,7 +16,7 @@ from flashsale.domain.sale import Kind
 from flashsale.feed import Feed
 from flashsale.http.asks import RefusedError, header, parameters, segment
 from flashsale.http.events import Event, Events
-from flashsale.http.outcomes import refusal_of
+from flashsale.http.outcomes import problem_of, refusal_of
 from flashsale.http.rates import check_rate
 from flashsale.http.replies import Scope, problem
 from flashsale.http.services import Services
@@ -77,10 +77,7 @@ class Follower:
         self._feed.subscribe(request, self, _TICKET)
         answer = await self._answer
         if not isinstance(answer, Subscribed):
-            refusal = refusal_of(answer)
-            raise RefusedError(
-                problem(refusal.status, refusal.kind, refusal.words, retry_after_s=refusal.retry_after_s)
-            )
+            raise RefusedError(problem_of(answer))
         self._feed.pump(self)
         return answer
 
@@ -190,8 +187,7 @@ async def _begin(follower: Follower, request: Subscribe) -> Subscribed:
     wrong = check(request)
     try:
         if wrong:
-            refusal = refusal_of(Failed(wrong))
-            raise RefusedError(problem(refusal.status, refusal.kind, refusal.words))
+            raise RefusedError(problem_of(Failed(wrong)))
         return await follower.subscribe(request)
     except BaseException:
         follower.close()

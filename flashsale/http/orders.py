@@ -3,10 +3,10 @@
 import msgspec
 from msgspec import Struct
 
-from flashsale.domain.answers import PRODUCT_NOT_FOUND, Answer, SoldOut, Success, Unknown
+from flashsale.domain.answers import Answer, Failed, SoldOut, Success, Unknown
 from flashsale.domain.checks import check_purchase
 from flashsale.domain.requests import Purchase
-from flashsale.http.asks import read_body
+from flashsale.http.asks import RefusedError, decode, read_body
 from flashsale.http.outcomes import refusal_of
 from flashsale.http.rates import ask
 from flashsale.http.replies import Receive, Reply, Scope, json_reply
@@ -38,7 +38,7 @@ class Told(Struct, frozen=True, gc=False, omit_defaults=True):
     """What the request was answered when it came first."""
 
 
-_decode = msgspec.json.Decoder(Body).decode
+_decoder = msgspec.json.Decoder(Body)
 
 
 class Orders:
@@ -49,18 +49,17 @@ class Orders:
 
     async def purchase(self, scope: Scope, receive: Receive) -> Reply:
         """Buy."""
+        raw = await read_body(scope, receive)
         try:
-            raw = await read_body(scope, receive)
-            raw.isascii() or raw.decode()
-            body = _decode(raw)
-        except (ValueError, RecursionError):
+            body = decode(_decoder, raw)
+        except RefusedError:
             return _told(400, INVALID_BODY)
         if not (body.request_id and body.user_id and body.item_id) or body.quantity <= 0:
             return _told(400, MISSING_FIELDS)
         request = Purchase(body.item_id, body.user_id, body.quantity, body.request_id)
         wrong = check_purchase(request)
         if wrong:
-            return _told(400, wrong) if wrong != PRODUCT_NOT_FOUND else _told(404, wrong)
+            return answered(Failed(wrong))
         return answered(await ask(self._services, scope, request))
 
 

@@ -1,6 +1,5 @@
 """`/v1`: the whole of what a buyer may ask, as resources (README, "HTTP"); answers are those of protocol.md."""
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -11,16 +10,14 @@ from flashsale.domain.answers import (
     Cancelled,
     Failed,
     Held,
-    NotOpen,
     ProductStatus,
-    SoldOut,
     Success,
 )
 from flashsale.domain.bounds import USER_ID_SIZE_MAX, HoldSeconds, ItemId, Quantity
 from flashsale.domain.checks import check
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
 from flashsale.http.asks import RefusedError, decode, header, read_body, segment
-from flashsale.http.outcomes import refusal_of
+from flashsale.http.outcomes import problem_of
 from flashsale.http.rates import ask
 from flashsale.http.replies import Headers, Receive, Reply, Scope, json_reply, problem
 from flashsale.http.services import Services
@@ -107,21 +104,7 @@ def answered(request: BuyerRequest, answer: Answer, status: int) -> Reply:
         case Cancelled() if isinstance(request, Cancel):
             return json_reply(status, answer)
         case _:
-            refusal = refusal_of(answer)
-            return problem(
-                refusal.status, refusal.kind, refusal.words, retry_after_s=refusal.retry_after_s, more=_more(answer)
-            )
-
-
-def _more(answer: Answer) -> Mapping[str, object] | None:
-    """Return what a refusal tells beyond its words."""
-    match answer:
-        case SoldOut(remaining_stock):
-            return {"remaining_stock": remaining_stock}
-        case NotOpen(opens_at):
-            return {"opens_at": opens_at}
-        case _:
-            return None
+            return problem_of(answer)
 
 
 def idempotency_key(scope: Scope) -> str | None:

@@ -6,8 +6,8 @@ from flashsale.domain.answers import Answer, Busy
 from flashsale.domain.requests import BuyerRequest, Subscribe
 from flashsale.gating import refuse
 from flashsale.http.asks import RefusedError, peer
-from flashsale.http.outcomes import refusal_of
-from flashsale.http.replies import Scope, problem
+from flashsale.http.outcomes import problem_of
+from flashsale.http.replies import Scope
 from flashsale.http.services import Services
 
 _FORWARDED = b"x-forwarded-for"
@@ -31,8 +31,7 @@ def check_rate(services: Services, scope: Scope, request: BuyerRequest | Subscri
     """
     busy = _refuse(services, scope, request)
     if busy is not None:
-        refusal = refusal_of(busy)
-        raise RefusedError(problem(refusal.status, refusal.kind, refusal.words, retry_after_s=refusal.retry_after_s))
+        raise RefusedError(problem_of(busy))
 
 
 def _refuse(services: Services, scope: Scope, request: BuyerRequest | Subscribe) -> Busy | None:
