@@ -1,13 +1,28 @@
 """A client of the HTTP door, and one that writes its own bytes."""
 
+import asyncio
 import http.client
 import json
 import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Self
 
 from msgspec import Struct
 
+from flashsale.store.admin import Admin
+
 PATIENCE_S = 30.0
+
+
+def operate_in(home: Path, call: Callable[[Admin], Awaitable[Any]]) -> Any:
+    """Have the operator do something with the embedded store in a directory; return what the call returns."""
+
+    async def run() -> Any:
+        async with Admin(f"unix://{home}/valkey.sock") as admin:
+            return await call(admin)
+
+    return asyncio.run(run())
 
 
 class Answered(Struct):

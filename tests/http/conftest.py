@@ -1,7 +1,7 @@
 """A server for the tests of a module, and clients of its HTTP door."""
 
-import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,7 @@ import pytest
 
 from flashsale.domain.sale import PLAIN, Terms
 from flashsale.launch import ServerProcess
-from flashsale.store.admin import Admin
-from tests.http.client import Http
+from tests.http.client import Http, operate_in
 
 TOKEN = "open sesame"
 
@@ -43,29 +42,17 @@ def http_client(server: ServerProcess) -> Iterator[Http]:
 
 
 @pytest.fixture
-def open_sale(server: ServerProcess, module_home: Path, product_id: str) -> Callable[..., str]:
-    """Open a sale and return its id: open_sale(units, terms)."""
-
-    def open_it(stock: int, terms: Terms = PLAIN, *, name: str = product_id) -> str:
-        async def run() -> None:
-            async with Admin(f"unix://{module_home}/valkey.sock") as admin:
-                await admin.init(name, stock, terms, force=True)
-
-        asyncio.run(run())
-        return name
-
-    return open_it
+def operate(module_home: Path) -> Callable[..., Any]:
+    """Have the operator do something: operate(lambda admin: admin.status("p"))."""
+    return partial(operate_in, module_home)
 
 
 @pytest.fixture
-def operate(module_home: Path) -> Callable[..., Any]:
-    """Have the operator do something: operate(lambda admin: admin.status("p"))."""
+def open_sale(operate: Callable[..., Any], server: ServerProcess, product_id: str) -> Callable[..., str]:
+    """Open a sale and return its id: open_sale(units, terms)."""
 
-    def run(call: Callable[[Admin], Any]) -> Any:
-        async def calling() -> Any:
-            async with Admin(f"unix://{module_home}/valkey.sock") as admin:
-                return await call(admin)
+    def open_it(stock: int, terms: Terms = PLAIN, *, name: str = product_id) -> str:
+        operate(lambda admin: admin.init(name, stock, terms, force=True))
+        return name
 
-        return asyncio.run(calling())
-
-    return run
+    return open_it

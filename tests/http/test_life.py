@@ -1,6 +1,5 @@
 """How HTTP ends with its server, and what becomes of requests that were under way."""
 
-import asyncio
 import json
 import os
 import signal
@@ -8,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flashsale.launch import ServerProcess
-from flashsale.store.admin import Admin
-from tests.http.client import Http, Raw
+from tests.http.client import Http, Raw, operate_in
 
 StartServer = Callable[..., ServerProcess]
 REQUEST = b"POST /api/purchase HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
@@ -30,14 +29,8 @@ def order(number: int) -> dict[str, object]:
 
 @pytest.fixture
 def on_store(home: Path) -> Callable[..., Any]:
-    def run(call: Callable[[Admin], Any]) -> Any:
-        async def calling() -> Any:
-            async with Admin(f"unix://{home}/valkey.sock") as admin:
-                return await call(admin)
-
-        return asyncio.run(calling())
-
-    return run
+    """Have the operator do something with the store of a test's own server."""
+    return partial(operate_in, home)
 
 
 def test_a_server_that_ends_says_so_first_and_sells_meanwhile(
