@@ -1,34 +1,18 @@
 """The README's section "gRPC" says what the code does: its tables and examples are read here."""
 
 import re
-from typing import Any, get_args
+from typing import Any
 
-import pytest
 from google.protobuf.json_format import MessageToJson, Parse
 
-from flashsale.domain.answers import (
-    Answer,
-    Busy,
-    Changed,
-    Failed,
-    Held,
-    NotOpen,
-    ProductStatus,
-    SoldOut,
-    Subscribed,
-    Success,
-    Swept,
-)
+from flashsale.domain.answers import Busy, NotOpen, SoldOut
 from flashsale.grpc import door, outcomes, watching
 from flashsale.grpc.door import GrpcLimits
 from flashsale.grpc.orders_pb2 import DESCRIPTOR, PurchaseRequest
-from flashsale.http import outcomes as http_outcomes
 from tests.grpc.client import PATIENCE_S
 from tests.test_readme import section
 
 GRPC = section("gRPC")
-FULFILLED = {Success, Held, ProductStatus, Subscribed}
-NO_BUYERS = {Changed, Swept}
 REFUSALS = [*outcomes.REFUSALS.values(), *outcomes.FAILURES.values(), *outcomes.OTHERS]
 
 
@@ -36,10 +20,6 @@ def table(head: str) -> list[list[str]]:
     """Return the rows of the table with that first cell."""
     lines = GRPC.split(f"| {head} |", 1)[1].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
-def test_every_answer_is_a_status():
-    assert set(outcomes.REFUSALS) | {Failed} | FULFILLED | NO_BUYERS == set(get_args(Answer))
 
 
 def test_the_table_of_statuses_is_that_of_the_code():
@@ -63,14 +43,6 @@ def test_what_else_is_in_the_metadata():
         assert dict(outcomes.refusal_of(answer)[1]) == metadata
         assert all(f"`{name}`" in more[metadata["reason"]] for name in metadata.keys() - {"reason"})
     assert f"`{outcomes.FIRST_KEY}`" in more["duplicate"]
-
-
-@pytest.mark.parametrize("name", ["REFUSALS", "FAILURES"])
-def test_reasons_and_words_are_those_of_http(name):
-    ours, theirs = getattr(outcomes, name), getattr(http_outcomes, name)
-    assert {key: (refusal.reason, refusal.words) for key, refusal in ours.items()} == {
-        key: (refusal.kind, refusal.words) for key, refusal in theirs.items()
-    }
 
 
 def test_the_calls_are_those_of_the_proto_file():
