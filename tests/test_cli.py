@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -633,20 +634,29 @@ def test_a_hundred_thousand_buyers_come_in_order_of_purchase(home: Path, store: 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_one_line(home: Path, sale: str) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", ["buyers", "export --csv"])
+def test_a_full_disk_is_one_line(home: Path, sale: str, command: str, unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(
-            [sys.executable, "-m", "flashsale", "buyers", sale, "--home", str(home)],
-            env=environment(),
+            [sys.executable, "-m", "flashsale", *command.split(), sale, "--home", str(home)],
+            env=environment(PYTHONUNBUFFERED=unbuffered),
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
             timeout=PATIENCE_S,
             check=False,
         )
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    assert "Exception ignored" not in result.stderr
+    assert (result.returncode, result.stderr) == (1, "the system refused: No space left on device\n")
+
+
+@pytest.mark.parametrize("command", ["status", "export --csv"])
+def test_a_closed_output_is_no_reason_to_fail(home: Path, sale: str, command: str) -> None:
+    line = shlex.join([sys.executable, "-m", "flashsale", *command.split(), sale, "--home", str(home)])
+    result = subprocess.run(
+        ["sh", "-c", f"{line} >&-"], env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_terminal_that_knows_no_check_mark_is_no_reason_to_fail(home: Path, product: str) -> None:

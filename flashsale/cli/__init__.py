@@ -133,11 +133,22 @@ for _command in (
     cli.add_command(_command)
 
 
+def _drop_output() -> None:
+    """Drop what stdout does not take, or the interpreter complains of it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Run the command line; every failure is one line on stderr, never a traceback."""
+    if sys.stdout is None:  # the shell's `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # unwinds: the embedded store is left in order
     try:
         code = cli.main(standalone_mode=False, complete_var=_COMPLETE_VARIABLE)
+        sys.stdout.flush()  # what a full disk does not take fails here, not when the interpreter ends
     except NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         code = 2
@@ -152,9 +163,10 @@ def main() -> None:
         click.echo("aborted", err=True)
         code = 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        _drop_output()
         code = 1
     except OSError as error:
+        _drop_output()
         complain(f"the system refused: {error.strerror or error}")
         code = 1
     except InvalidValueError as error:
