@@ -14,6 +14,7 @@ from flashsale.batching import Sink
 from flashsale.domain.answers import NOT_FOUND, Answer, Swept
 from flashsale.domain.requests import Request, Sweep
 from flashsale.errors import FlashsaleError
+from flashsale.store.links import raise_if_cancelled
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Sweeper:
                 for product_id in set(products).difference(self._asked.values()):
                     self._ask(product_id)
                 pause_s = min(pause_s, next_s)
+            raise_if_cancelled()
             await asyncio.sleep(pause_s)
 
     def _ask(self, product_id: str) -> None:

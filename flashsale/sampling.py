@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from flashsale.live import ProductView, Snapshot, summarize
 from flashsale.metrics import Board, Reading, Slot
+from flashsale.store.links import raise_if_cancelled
 
 BEAT_S = 1.0
 _FRESH_S = 0.5
@@ -71,6 +72,7 @@ class Sampler:
             self._beat.set()
             self._beat = asyncio.Event()
             due_at = max(due_at + BEAT_S, self._now())
+            raise_if_cancelled()
             await asyncio.sleep(due_at - self._now())
 
     def read(self) -> list[Reading]:

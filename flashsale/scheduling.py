@@ -11,6 +11,7 @@ from typing import Protocol
 
 from flashsale.domain.schedules import CurrentSale, Due, next_begin
 from flashsale.errors import FlashsaleError, StoreUnavailableError
+from flashsale.store.links import raise_if_cancelled
 from flashsale.store.schedules import Overview
 
 _LOOK_S = 1.0
@@ -81,6 +82,7 @@ class Scheduler:
         """Look again and again until cancelled; troubles of the store are waited out."""
         while True:
             pause_s = await self._try_step()
+            raise_if_cancelled()
             await asyncio.sleep(pause_s)
 
     async def _try_step(self) -> float:

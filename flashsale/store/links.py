@@ -54,7 +54,10 @@ async def store_errors(url: str) -> AsyncIterator[None]:
 
 
 def raise_if_cancelled() -> None:
-    """End a loop whose cancellation was lost on the way: asyncio.wait_for prefers a result that comes with it."""
+    """End a loop whose cancellation was lost on the way, or it would go on for ever.
+
+    redis-py sends by asyncio.wait_for, which prefers a result to the cancellation that comes with it.
+    """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
