@@ -131,8 +131,7 @@ class Database:
             with _errors(self.shown):
                 async with self._engine.connect() as connection:
                     await connection.execution_options(writes=True)
-                    async with connection.begin():
-                        missing = await connection.run_sync(_upgrade)
+                    missing = await connection.run_sync(_upgrade)
         return missing
 
 
@@ -208,7 +207,8 @@ def _upgrade(connection: sa.Connection) -> list[str]:
         missing = _missing(connection)
         if missing:
             command.upgrade(_alembic(connection), "head")
-        return missing
+        connection.commit()  # in MySQL the last migration is noted only now: before another looks
+    return missing
 
 
 @contextmanager
@@ -220,7 +220,8 @@ def _alone(connection: sa.Connection) -> Iterator[None]:
         yield
         return
     # MySQL ends a transaction with each table, but not this lock
-    connection.execute(sa.text("SELECT GET_LOCK(:key, :wait_s)"), {"key": _LOCK_NAME, "wait_s": _WAIT_S})
+    if not connection.scalar(sa.text("SELECT GET_LOCK(:key, :wait_s)"), {"key": _LOCK_NAME, "wait_s": _WAIT_S}):
+        raise DatabaseError(f"others have been making the tables for {_WAIT_S:g} s")
     try:
         yield
     finally:

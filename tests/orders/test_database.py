@@ -63,6 +63,22 @@ async def test_several_who_make_the_tables_at_once_make_them_once(url: str) -> N
         await database.close()
 
 
+async def test_whoever_makes_the_tables_too_long_is_not_joined(
+    url: str, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dialect != "mariadb":
+        pytest.skip("waits in its own way")
+    monkeypatch.setattr(database_module, "_WAIT_S", 0.1)
+    database = opened(url)
+    async with database.reading() as connection:
+        await connection.execute(sa.text("SELECT GET_LOCK('flashsale_migrations', 0)"))
+        with pytest.raises(DatabaseError, match=r"^others have been making the tables for 0\.1 s$"):
+            await database.upgrade()
+        await connection.execute(sa.text("SELECT RELEASE_LOCK('flashsale_migrations')"))
+    assert await database.upgrade()
+    await database.close()
+
+
 async def test_tables_of_a_later_version_are_refused_in_one_sentence(url: str) -> None:
     database = opened(url)
     await database.upgrade()
