@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -35,6 +36,9 @@ settings.register_profile("deep", deadline=None, max_examples=5_000, print_blob=
 # `pytest --hypothesis-profile brief`: where only the lines that are reached count.
 settings.register_profile("brief", deadline=None, derandomize=True, max_examples=10)
 settings.load_profile("flashsale")  # pytest loads the one that its flag names after this
+
+# A shell has what it runs in the background ignore Ctrl-C, and all that it starts: here it is sent, and must end them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # The table of faults
