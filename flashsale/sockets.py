@@ -78,7 +78,7 @@ def connection_count_allowed(wanted: int) -> int:
 def keep_alive(transport: asyncio.Transport) -> None:
     """Have the kernel find out when the client is gone without a word."""
     found = transport.get_extra_info("socket")
-    if found is not None:
+    if found is not None and not transport.is_closing():
         found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEPALIVE:
             if hasattr(socket, name):  # not everywhere under this name

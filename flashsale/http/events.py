@@ -5,7 +5,8 @@ the client took what came before, so that one that tells of the present skips wh
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, TypeAlias
 
 from msgspec import Struct
@@ -48,8 +49,8 @@ class Event(Struct, frozen=True):
 
 
 Events: TypeAlias = AsyncGenerator[Event, None]
-Open: TypeAlias = Callable[[Scope], Awaitable[Events]]
-"""Gives the events for one client; raises RefusedError to answer with something else."""
+Open: TypeAlias = Callable[[Scope], AbstractAsyncContextManager[Events]]
+"""Gives the events for one client, for as long as he listens; raises RefusedError to answer with something else."""
 
 
 class Streams:
@@ -93,15 +94,13 @@ class Streams:
             self.count -= 1
 
     async def _open(self, scope: Scope, receive: Receive, send: Send, open_events: Open) -> None:
-        try:
-            events = await open_events(scope)
-        except RefusedError as refused:
-            await self._refuse(refused.reply, send)
-            return
-        try:
+        async with AsyncExitStack() as stack:
+            try:
+                events = await stack.enter_async_context(open_events(scope))
+            except RefusedError as refused:
+                await self._refuse(refused.reply, send)
+                return
             await self._stream(scope, receive, send, events)
-        finally:
-            await events.aclose()
 
     async def _refuse(self, reply: Reply, send: Send) -> None:
         self._respond(reply.status)

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, closing
 
 import msgspec
 from msgspec import Struct
@@ -142,38 +143,39 @@ class Following:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def every_change(self, scope: Scope) -> Events:
-        """Return each change of the product in the path, from where the client was."""
+    @asynccontextmanager
+    async def every_change(self, scope: Scope) -> AsyncIterator[Events]:
+        """Give each change of the product in the path, from where the client was."""
         request = _subscribe(scope, segment(scope["path_params"]["product_id"]))
         check_rate(self._services, scope, request)
-        follower = Follower(self._services.feed, keeps_up=False)
-        return _changes(follower, await _begin(follower, request))
+        with closing(Follower(self._services.feed, keeps_up=False)) as follower:
+            async with aclosing(_changes(follower, await _begin(follower, request))) as events:
+                yield events
 
-    async def the_present(self, scope: Scope) -> Events:
-        """Return how products stand, and what of their changes a person can follow."""
+    @asynccontextmanager
+    async def the_present(self, scope: Scope) -> AsyncIterator[Events]:
+        """Give how products stand, and what of their changes a person can follow."""
         request = Subscribe(parameters(scope).get("product_id"))
         check_rate(self._services, scope, request)
-        follower = Follower(self._services.feed, keeps_up=True)
-        return self._present(follower, await _begin(follower, request))
+        with closing(Follower(self._services.feed, keeps_up=True)) as follower:
+            async with aclosing(self._present(follower, await _begin(follower, request))) as events:
+                yield events
 
     async def _present(self, follower: Follower, begun: Subscribed) -> AsyncGenerator[Event, None]:
         shown_count = 0
-        try:
-            if begun.product_id is not None:
-                for event in await self._stock(begun.product_id):
-                    yield event
-            while follower.parting is None:
-                for change, payload in worth_telling(await follower.take()):
-                    if change.event != Mark.SUBSCRIBED:
-                        yield Event(payload, name=change.event)
-                    elif shown_count < PRODUCTS_SHOWN_COUNT:
-                        shown_count += 1
-                        for stock in await self._stock(change.product_id):
-                            yield stock
-                await asyncio.sleep(TICK_S)
-            yield _farewell(follower)
-        finally:
-            follower.close()
+        if begun.product_id is not None:
+            for event in await self._stock(begun.product_id):
+                yield event
+        while follower.parting is None:
+            for change, payload in worth_telling(await follower.take()):
+                if change.event != Mark.SUBSCRIBED:
+                    yield Event(payload, name=change.event)
+                elif shown_count < PRODUCTS_SHOWN_COUNT:
+                    shown_count += 1
+                    for stock in await self._stock(change.product_id):
+                        yield stock
+            await asyncio.sleep(TICK_S)
+        yield _farewell(follower)
 
     async def _stock(self, product_id: str) -> list[Event]:
         found = await self._services.ask(GetStatus(product_id))
@@ -185,28 +187,21 @@ class Following:
 
 async def _begin(follower: Follower, request: Subscribe) -> Subscribed:
     wrong = check(request)
-    try:
-        if wrong:
-            raise RefusedError(problem_of(Failed(wrong)))
-        return await follower.subscribe(request)
-    except BaseException:
-        follower.close()
-        raise
+    if wrong:
+        raise RefusedError(problem_of(Failed(wrong)))
+    return await follower.subscribe(request)
 
 
 async def _changes(follower: Follower, begun: Subscribed) -> AsyncGenerator[Event, None]:
     epoch, reader = begun.epoch, FrameReader()
-    try:
-        while follower.parting is None:
-            for frames in await follower.take():
-                for _, payload in reader.feed(frames):
-                    event = decode_feed_event(payload)
-                    if event.event in {Kind.OPENED, Mark.RESET}:
-                        epoch = event.epoch
-                    yield Event(payload, name=event.event, id=f"{epoch}-{event.version}")
-        yield _farewell(follower)
-    finally:
-        follower.close()
+    while follower.parting is None:
+        for frames in await follower.take():
+            for _, payload in reader.feed(frames):
+                event = decode_feed_event(payload)
+                if event.event in {Kind.OPENED, Mark.RESET}:
+                    epoch = event.epoch
+                yield Event(payload, name=event.event, id=f"{epoch}-{event.version}")
+    yield _farewell(follower)
 
 
 def worth_telling(slices: Sequence[bytes]) -> list[tuple[FeedEvent, bytes]]:

@@ -1,6 +1,7 @@
 """`GET /live`: the server at a glance, once a second for as long as somebody listens; with `?once` a single time."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import msgspec
 
@@ -28,10 +29,12 @@ class Live:
         """Answer one client."""
         await self._streams.stream(scope, receive, send, self._open)
 
-    async def _open(self, scope: Scope) -> Events:
+    @asynccontextmanager
+    async def _open(self, scope: Scope) -> AsyncIterator[Events]:
         if ONCE in parameters(scope):
             raise RefusedError(json_reply(200, await self._sampler.look()))
-        return self._events()
+        async with aclosing(self._events()) as events:
+            yield events
 
     async def _events(self) -> AsyncGenerator[Event, None]:
         """Yield how things are, and then each second, for one who keeps up; others miss some."""

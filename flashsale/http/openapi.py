@@ -112,7 +112,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="What is left, sold and held",
         parameters=(_PRODUCT,),
         answers={200: ProductStatus},
-        problems=(400, 404, *_STORE),
+        problems=(400, 404, 429, *_STORE),
     ),
     Operation(
         method="GET",
@@ -211,7 +211,7 @@ OPERATIONS: tuple[Operation, ...] = (
         method="GET",
         path="/stream",
         summary="Follow all sales, or one: server-sent events",
-        parameters=(_query("product_id", {**_TEXT, "minLength": 1}, "Of this product alone."), *_CURSOR),
+        parameters=(_query("product_id", {**_TEXT, "minLength": 1}, "Of this product alone."),),
         answers={200: "text/event-stream"},
         problems=(400, 404, 429, *_STORE),
     ),

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 
 import pytest
 from uvicorn.server import ServerState
@@ -36,6 +36,7 @@ class Client:
 
 
 Connect = Callable[[], Awaitable[Client]]
+Opened = AbstractAsyncContextManager[Events]
 
 
 @asynccontextmanager
@@ -88,8 +89,8 @@ async def test_an_event_has_its_id_its_name_and_a_line_for_each_of_its_own() -> 
 
 
 async def test_events_are_streamed_until_there_are_no_more_and_the_connection_goes_on() -> None:
-    async def open_events(scope: Scope) -> Events:
-        return of(Event(b"1", id="1"), Event(b"2", id="2"))
+    def open_events(scope: Scope) -> Opened:
+        return aclosing(of(Event(b"1", id="1"), Event(b"2", id="2")))
 
     async with serve(Streams(asyncio.Event()), open_events) as connect:
         client = await connect()
@@ -108,8 +109,8 @@ async def test_what_is_silent_says_that_it_is_there() -> None:
         await go_on.wait()
         yield Event(b"at last")
 
-    async def open_events(scope: Scope) -> Events:
-        return later()
+    def open_events(scope: Scope) -> Opened:
+        return aclosing(later())
 
     async with serve(Streams(asyncio.Event(), heartbeat_s=0.01), open_events) as connect:
         client = await connect()
@@ -129,17 +130,19 @@ class Endless:
         self.count = 0
         self.closed_count = 0
 
-    async def open(self, scope: Scope) -> Events:
-        return self._events()
-
-    async def _events(self) -> Events:
+    @asynccontextmanager
+    async def open(self, scope: Scope) -> AsyncIterator[Events]:
         try:
-            while True:
-                self.count += 1
-                yield Event(b"x" * 10_000)
-                await asyncio.sleep(0)
+            async with aclosing(self._events()) as events:
+                yield events
         finally:
             self.closed_count += 1
+
+    async def _events(self) -> Events:
+        while True:
+            self.count += 1
+            yield Event(b"x" * 10_000)
+            await asyncio.sleep(0)
 
 
 async def test_streams_end_when_the_server_does_and_none_begins() -> None:
@@ -199,8 +202,10 @@ async def test_beyond_a_number_of_streams_the_answer_is_busy() -> None:
 
 
 async def test_what_cannot_be_streamed_is_answered_and_takes_no_place() -> None:
-    async def open_events(scope: Scope) -> Events:
+    @asynccontextmanager
+    async def open_events(scope: Scope) -> AsyncIterator[Events]:
         raise RefusedError(problem(404, "product-not-found", "product not found"))
+        yield
 
     streams = Streams(asyncio.Event())
     async with serve(streams, open_events) as connect:
@@ -215,7 +220,7 @@ async def test_a_head_request_gets_the_head() -> None:
         client = await connect()
         assert b"text/event-stream" in await client.ask(GET.replace(b"GET", b"HEAD"))
         assert (await client.ask(GET.replace(b"GET", b"HEAD"))).startswith(b"HTTP/1.1 200 ")  # on the same connection
-        assert endless.count == 0
+        assert (endless.count, endless.closed_count) == (0, 2)
 
 
 async def test_a_stream_that_fails_ends_without_its_last_chunk(caplog: pytest.LogCaptureFixture) -> None:
@@ -223,8 +228,8 @@ async def test_a_stream_that_fails_ends_without_its_last_chunk(caplog: pytest.Lo
         yield Event(b"1")
         raise RuntimeError("a bug")
 
-    async def open_events(scope: Scope) -> Events:
-        return broken()
+    def open_events(scope: Scope) -> Opened:
+        return aclosing(broken())
 
     streams = Streams(asyncio.Event())
     async with serve(streams, open_events) as connect:

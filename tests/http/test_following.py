@@ -1,6 +1,9 @@
 """Sales as server-sent events: every change of a product, and the present of all."""
 
 import json
+import socket
+import struct
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +17,7 @@ from flashsale.http.following import CHANGES_TOLD_COUNT, KEPT_SIZE_MAX, Follower
 from flashsale.launch import ServerProcess
 from flashsale.store.ledger import RedisLedger
 from flashsale.wire import encode_feed_event
-from tests.http.client import Http, Raw
+from tests.http.client import PATIENCE_S, Http, Raw
 
 OpenSale = Callable[..., str]
 Operate = Callable[[Callable[..., Awaitable[Any]]], Any]
@@ -161,6 +164,30 @@ def test_the_present_begins_with_how_it_is(
             while (sold := listener.next())["event"] == "stock":
                 pass  # of other products
             assert (sold["event"], sold["data"]["buyer"], sold["data"]["remaining"]) == ("sold", "bob", 7)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_whoever_asks_and_leaves_at_once_is_forgotten(
+    server: ServerProcess, http_client: Http, open_sale: OpenSale, method: str
+) -> None:
+    def followers() -> float:
+        lines = http_client.ask("GET", "/metrics").raw.decode().splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith("flashsale_subscribers "))
+
+    product_id, before = open_sale(3), followers()
+    for url in ("/stream", f"/v1/products/{product_id}/events"):
+        for _ in range(20):
+            with Raw(server.http_port) as raw:
+                raw.send(f"{method} {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                if method == "HEAD":
+                    assert raw.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+                else:  # not even its head is awaited
+                    raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    time.sleep(1)  # what is told is so old at most
+    deadline = time.monotonic() + PATIENCE_S
+    while followers() > before:
+        assert time.monotonic() < deadline, "they still take up their places"
+        time.sleep(0.1)
 
 
 async def test_whoever_takes_nothing_misses_the_oldest_and_costs_no_more(store_url: str) -> None:
