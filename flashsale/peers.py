@@ -50,7 +50,7 @@ class Proxies:
             peer: the address at the other end of the connection.
             forwarded: the values of X-Forwarded-For, in order.
         """
-        if not self._networks or not forwarded or not self._trusts(_read(peer)):
+        if not self._networks or not forwarded or not self.trust(peer):
             return client_of(peer)
         client = peer
         for hop in reversed(",".join(forwarded).rsplit(",", _HOPS_MAX)[-_HOPS_MAX:]):
@@ -61,6 +61,10 @@ class Proxies:
             if not self._trusts(address):
                 break
         return client_of(client)
+
+    def trust(self, peer: str) -> bool:
+        """Whether that address is one of theirs."""
+        return self._trusts(_read(peer))
 
     def _trusts(self, address: Address | None) -> bool:
         return address is not None and any(address in network for network in self._networks)

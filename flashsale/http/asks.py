@@ -31,7 +31,7 @@ class GoneError(Exception):
 
 
 async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """Return the body; its size is bounded by the session.
+    """Return the body.
 
     Raises:
         RefusedError: it is announced as something else than JSON.
@@ -42,6 +42,17 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
             if not is_json(value):
                 raise RefusedError(_WRONG_TYPE)
             break
+    return await read_to_end(receive)
+
+
+async def read_to_end(receive: Receive) -> bytes:
+    """Return the body, whatever it is, or nothing; its size is bounded by the session.
+
+    Also where none is asked for, nothing is done before its end: the session may yet refuse the request for it.
+
+    Raises:
+        GoneError: the client has gone before its end, or was refused.
+    """
     message = await receive()
     body: bytes = message.get("body", b"")
     while message.get("more_body"):

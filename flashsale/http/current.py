@@ -23,7 +23,7 @@ from flashsale.domain.ids import parse_order_id
 from flashsale.domain.items import draw, make_item
 from flashsale.domain.requests import Confirm, GetStatus, Reserve
 from flashsale.domain.schedules import CurrentSale
-from flashsale.http.asks import RefusedError, parameters
+from flashsale.http.asks import RefusedError, parameters, read_to_end
 from flashsale.http.outcomes import refusal_of
 from flashsale.http.products import idempotency_key
 from flashsale.http.rates import ask
@@ -91,6 +91,7 @@ class Current:
 
     async def checkout(self, scope: Scope, receive: Receive) -> Reply:
         """Hold an item while its buyer pays."""
+        await read_to_end(receive)
         given = parameters(scope)
         user_id, item = given.get("user_id", ""), given.get("id", "")
         if not user_id or not item:
@@ -113,6 +114,7 @@ class Current:
 
     async def purchase(self, scope: Scope, receive: Receive) -> Reply:
         """Make the hold behind a code an order; asked again, the same one."""
+        await read_to_end(receive)
         code = parameters(scope).get("code", "")
         if not code:
             return _told(400, MISSING_CODE)

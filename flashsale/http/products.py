@@ -16,7 +16,7 @@ from flashsale.domain.answers import (
 from flashsale.domain.bounds import USER_ID_SIZE_MAX, HoldSeconds, ItemId, Quantity
 from flashsale.domain.checks import check
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
-from flashsale.http.asks import RefusedError, decode, header, read_body, segment
+from flashsale.http.asks import RefusedError, decode, header, read_body, read_to_end, segment
 from flashsale.http.outcomes import problem_of
 from flashsale.http.rates import ask
 from flashsale.http.replies import Headers, Receive, Reply, Scope, json_reply, problem
@@ -87,6 +87,7 @@ class Products:
 
     async def cancel(self, scope: Scope, receive: Receive) -> Reply:
         """Give back what is held."""
+        await read_to_end(receive)
         return await self._ask(scope, Cancel(_segment_of(scope, "code")), 200)
 
     async def _ask(self, scope: Scope, request: BuyerRequest, status: int) -> Reply:

@@ -61,6 +61,7 @@ def test_what_cannot_be_reset_is_told(http_client: Http, open_sale: OpenSale, op
         ({"authorization": f"Bearer {TOKEN}"}, 404),
         ({"authorization": f"bearer {TOKEN}", "x_forwarded_for": "9.9.9.9"}, 404),
         ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": "Bearer wr\xf6ng"}, 401),
         ({"authorization": TOKEN}, 401),
         ({"authorization": f"Basic {TOKEN}"}, 401),
         ({"authorization": "Bearer "}, 401),

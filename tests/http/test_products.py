@@ -7,7 +7,8 @@ from urllib.parse import quote
 import pytest
 
 from flashsale.domain.sale import Terms
-from tests.http.client import Http
+from flashsale.launch import ServerProcess
+from tests.http.client import Http, Raw
 
 OpenSale = Callable[..., str]
 
@@ -82,6 +83,29 @@ def test_a_hold_is_given_back(http_client: Http, open_sale: OpenSale) -> None:
         )
     refused = http_client.ask("POST", f"{hold}/confirm")
     assert (refused.status, refused.body["type"]) == (410, "urn:flashsale:cancelled")
+
+
+CHUNKED = "{} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{}\r\n"
+
+
+@pytest.mark.parametrize(("chunk", "status"), [("no size", b"400"), ("10001\r\n" + "x" * 0x10001, b"413")])
+def test_what_is_refused_for_its_body_is_not_done(
+    server: ServerProcess,
+    http_client: Http,
+    open_sale: OpenSale,
+    operate: Callable[..., Any],
+    chunk: str,
+    status: bytes,
+) -> None:
+    product_id = open_sale(3)
+    http_client.ask("POST", f"/v1/products/{product_id}/purchases", {"user_id": "u"})
+    code = http_client.ask("POST", f"/v1/products/{product_id}/holds", {"user_id": "u"}).body["code"]
+    for what in (f"DELETE /v1/holds/{code}", f"POST /purchase?code={code}", f"POST /reset?product_id={product_id}"):
+        with Raw(server.http_port) as raw:
+            raw.send(CHUNKED.format(what, chunk).encode())
+            assert raw.read().split()[1] == status
+        sale = operate(lambda admin: admin.sale(product_id))
+        assert (sale.remaining, sale.held, sale.sold) == (1, 1, 1), what
 
 
 def test_numbered_items_have_one_owner(http_client: Http, open_sale: OpenSale) -> None:
