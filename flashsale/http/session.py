@@ -7,8 +7,10 @@ and that whoever is refused shall still be able to read why.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from contextvars import Context
+from typing import Any, NoReturn, Protocol
 
+from httptools import HttpParserError, HttpParserUpgrade
 from msgspec import Struct
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -34,6 +36,7 @@ TOO_MANY = problem(503, "busy", "there is no room for another connection", retry
 
 
 _CLOSE = (b"connection", b"close")
+_VERSIONS = frozenset({"1.0", "1.1"})
 
 
 class Limits(Protocol):
@@ -87,7 +90,9 @@ class HttpSession(HttpToolsProtocol):
         self._head_size = 0  # of the request that is coming: 0 unless it comes in several slices
         self._body_size = 0
         self._incomplete = True  # a request is coming, or the first one is awaited
+        self._body_left = 0  # bytes that are still to come of a body that the parser knows nothing of
         self._has_cycle = False  # the request that is coming is being answered, or waits for that
+        self._answering: RequestResponseCycle | None = None  # the one whose turn it is
         self._unanswered_count = 0  # of those
         self._held = b""  # waits until what came before is answered
         self._refusal: Reply | None = None
@@ -105,6 +110,7 @@ class HttpSession(HttpToolsProtocol):
         """Take the client in, or say that there is no room."""
         super().connection_made(transport)
         if not self._places.admit(self):
+            self._peer_ended = True  # nobody sweeps it, so it is closed without waiting for its side
             self._refuse(TOO_MANY)
 
     def data_received(self, data: bytes) -> None:
@@ -118,11 +124,11 @@ class HttpSession(HttpToolsProtocol):
         self._parse(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """A client that has shut its side asks for nothing more."""
+        """A client that has shut its side asks for nothing more than what came."""
         self._peer_ended = True
         if self._ended:
             self.transport.close()
-        else:
+        elif not self._held:
             self.finish()
         return True  # what is under way is answered first
 
@@ -130,10 +136,13 @@ class HttpSession(HttpToolsProtocol):
         """Let go; what was asked stands."""
         self._ended = True
         self._held = b""
+        if self._answering is not None:  # uvicorn tells the one that came last
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
         self._places.forget(self)
 
-    # Called by the parser, by way of super().data_received
+    # Called by the parser
 
     def on_message_begin(self) -> None:
         """Begin to count."""
@@ -152,17 +161,13 @@ class HttpSession(HttpToolsProtocol):
         """Refuse what the parser lets pass, and a body that is announced to be too large."""
         if len(self.headers) > HEADER_COUNT_MAX or (self._head_size and self._known_head_size() > HEAD_SIZE_MAX):
             self._give_up(HEAD_TOO_LARGE)
-        host_count = 0
-        for name, value in self.headers:
-            if name == b"host":
-                host_count += 1
-            elif name == b"content-length" and int(value) > self._body_size_max:
-                self._give_up(BODY_TOO_LARGE)
-            elif name == b"transfer-encoding" and value.lower() != b"chunked":
+        body_size = self._check_headers()
+        if self.parser.should_upgrade():  # what follows is to the parser what is spoken next
+            if body_size is None:
                 self._give_up(BAD_REQUEST)
-        if host_count != 1 and self.parser.get_http_version() != "1.0":
-            self._give_up(BAD_REQUEST)
+            self._body_left = body_size
         super().on_headers_complete()
+        self.headers = []  # trailers come later, and are no headers of the request
         self._has_cycle = True
         self._unanswered_count += 1
 
@@ -175,6 +180,8 @@ class HttpSession(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Note that the request is whole."""
+        if self._body_left:  # to the parser a request that would rather speak something else ends with its head
+            return
         self._incomplete = False
         self._moved += 1
         super().on_message_complete()
@@ -200,22 +207,22 @@ class HttpSession(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            Context().run(self._start_asgi_task, *self.pipeline.pop())  # not in that of the one before it
         if not self.pipeline:
             self.flow.resume_reading()
         if self._refusal is not None and not self._unanswered_count:
             self._refuse(self._refusal)
         elif self._held and not self.pipeline:
-            self.loop.call_soon(self._resume)
+            self.loop.call_soon(self._resume, context=Context())
 
     # Called by the server
 
     def finish(self) -> None:
         """End as soon as what was asked is answered."""
-        if self._unanswered_count:
-            self.cycle.keep_alive = False
-        else:
+        if not self._unanswered_count:
             self._refuse(None)  # what is on its way here is thrown away, not reset: it was not executed
+        elif self._refusal is None:  # which ends it too
+            self.cycle.keep_alive = False
 
     def sweep(self, limits: Limits) -> None:
         """Look at the clock, once a second: part from a client that is past one of its deadlines."""
@@ -247,6 +254,7 @@ class HttpSession(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Answer a request; the task is kept here, as there is one at a time and the loop would let go of it."""
+        self._answering = cycle
         self._task = self.loop.create_task(cycle.run_asgi(app))
 
     def _parse(self, data: bytes) -> None:
@@ -256,7 +264,7 @@ class HttpSession(HttpToolsProtocol):
                 self.flow.pause_reading()
                 return
             part, body_size = data[start : start + SLICE_SIZE], self._body_size
-            super().data_received(part)
+            self._feed(part)
             if self._ended or self._refusal is not None:
                 return
             if self._incomplete and self._body_size == body_size:  # headers come, or what is behind the body
@@ -266,6 +274,46 @@ class HttpSession(HttpToolsProtocol):
                     self.send_400_response("")
                     return
 
+    def _feed(self, data: bytes) -> None:
+        """Parse. Whoever would rather speak something else than HTTP/1.1 is answered all the same."""
+        while data:
+            if self._body_left:
+                body, data = data[: self._body_left], data[self._body_left :]
+                self._body_left -= len(body)
+                self.on_body(body)
+                if not self._body_left:
+                    self.on_message_complete()
+                continue
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as turned:
+                data = data[turned.args[0] :]
+            except HttpParserError:
+                self.send_400_response("")
+                return
+            else:
+                return
+
+    def _check_headers(self) -> int | None:
+        """Return the size of the body that the headers announce; None when its chunks will tell."""
+        host_count = 0
+        body_size: int | None = 0
+        for name, value in self.headers:
+            if name == b"host":
+                host_count += 1
+            elif name == b"content-length":
+                body_size = int(value)
+                if body_size > self._body_size_max:
+                    self._give_up(BODY_TOO_LARGE)
+            elif name == b"transfer-encoding":
+                body_size = None
+                if value.lower() != b"chunked":
+                    self._give_up(BAD_REQUEST)
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS or (host_count != 1 and version != "1.0"):
+            self._give_up(BAD_REQUEST)
+        return body_size
+
     def _known_head_size(self) -> int:
         return sum(len(name) + len(value) for name, value in self.headers)
 
@@ -273,8 +321,10 @@ class HttpSession(HttpToolsProtocol):
         data, self._held = self._held, b""
         if data and not self._ended:
             self._parse(data)
+        if self._peer_ended and not self._held:
+            self.finish()
 
-    def _give_up(self, refusal: Reply) -> None:
+    def _give_up(self, refusal: Reply) -> NoReturn:
         self._refusal = refusal
         raise _RefusedError
 

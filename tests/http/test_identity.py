@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from uvicorn.server import ServerState
 
 from flashsale import logs
 from flashsale.http.identity import HEADER, LINE_COUNT_MAX, TOLD, Identified, Teller
 from flashsale.http.replies import Receive, Reply, Scope, Send
+from flashsale.http.session import HttpSession, Places, make_config
 
 Lines = list[tuple[str, str]]
 
@@ -111,6 +113,27 @@ async def test_there_are_few_lines_a_second(lines: Lines, monkeypatch: pytest.Mo
     logged = [message for _, message in lines if message != "at work"]
     assert len(logged) == LINE_COUNT_MAX + 2
     assert logged[-2] == "7 more requests were answered like that in that second"
+
+
+async def test_one_that_waited_for_another_has_not_its_id() -> None:
+    seen = []
+
+    async def keep(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(logs.request_id.get())
+        await Reply(204, [], b"").send(send)
+
+    config, state, places = make_config(Identified(keep, hot={"/hot"})), ServerState(), Places(bool, bool)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: HttpSession(config, state, places, body_size_max=1), "127.0.0.1", 0
+    )
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    writer.write(b"GET /cold HTTP/1.1\r\nHost: x\r\nX-Request-Id: of-cold\r\n\r\n")
+    writer.write(b"GET /hot HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+    writer.write_eof()
+    await reader.read()
+    writer.close()
+    server.close()
+    assert seen == ["of-cold", "", ""]
 
 
 async def test_a_mistake_here_is_logged_with_an_id_too() -> None:

@@ -127,6 +127,25 @@ def test_a_client_is_whom_the_proxies_name(http_client: Http, open_sale: OpenSal
     assert [status_of(f"2001:db8:0:1::{number}") for number in range(2, 8)] == [200] * 5 + [429]
 
 
+def test_a_client_is_not_whom_a_trailer_names(server: ServerProcess, open_sale: OpenSale) -> None:
+    product_id = open_sale(100)
+    with Raw(server.http_port) as raw:
+        for number in range(7):
+            body = b'{"user_id":"u%d"}' % number
+            raw.send(
+                b"POST /v1/products/%b/purchases HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"X-Forwarded-For: 198.51.100.17\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"%x\r\n%b\r\n0\r\nX-Forwarded-For: 203.0.113.%d\r\n\r\n"
+                % (product_id.encode(), len(body), body, number)
+            )
+            status = raw.read_until(b"}").split()[1]
+            assert status == (b"201" if number < 6 else b"429")
+
+
+def test_a_trusted_proxy_is_not_the_operator(http_client: Http, open_sale: OpenSale) -> None:
+    assert http_client.ask("POST", f"/reset?product_id={open_sale(1)}").status == 403
+
+
 def test_whom_it_refused_is_counted_by_limit_and_as_busy(http_client: Http, open_sale: OpenSale) -> None:
     url = f"/v1/products/{open_sale(9)}/purchases"
 

@@ -2,15 +2,18 @@
 
 import json
 import re
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from flashsale.http.session import HEAD_SIZE_MAX, HEADER_COUNT_MAX, SLICE_SIZE, URL_SIZE_MAX
 from flashsale.launch import ServerProcess
-from tests.http.client import Raw
+from tests.http.client import PATIENCE_S, Raw
 
 HEAD = b"POST /api/purchase HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -44,6 +47,12 @@ BAD = {
     "a negative length": (HEAD + b"Content-Length: -1\r\n\r\n", 400, "bad-request"),
     "a chunk without a size": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400, "bad-request"),
     "another coding": (HEAD + b"Transfer-Encoding: gzip\r\n\r\n", 400, "bad-request"),
+    "HTTP 2 in words": (b"GET /livez HTTP/2.0\r\nHost: x\r\n\r\n", 400, "bad-request"),
+    "an upgrade with chunks": (
+        HEAD + b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "bad-request",
+    ),
     "no host": (b"GET /livez HTTP/1.1\r\n\r\n", 400, "bad-request"),
     "two hosts": (b"GET /livez HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "bad-request"),
     "a long URL": (b"GET /" + b"a" * URL_SIZE_MAX + b" HTTP/1.1\r\n\r\n", 414, "url-too-long"),
@@ -105,6 +114,44 @@ def test_a_client_may_say_that_it_has_no_more(raw: Raw) -> None:
     assert raw.read() == b""
 
 
+def test_what_came_before_a_client_said_so_is_answered(raw: Raw) -> None:
+    raw.send(LIVEZ * 2_000)
+    raw.socket.shutdown(1)
+    assert raw.read().count(OK) == 2_000
+
+
+@pytest.mark.parametrize("piece_size", [1, 7, 10_000])
+def test_whoever_would_rather_speak_something_else_is_answered(raw: Raw, piece_size: int) -> None:
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAA\r\n"
+    order = b'{"request_id":"r","user_id":"u","item_id":"no-such","quantity":1}'
+    smuggled = b"POST /reset HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    sent = b"".join(
+        (
+            LIVEZ[:-2] + upgrade + b"\r\n" + LIVEZ,
+            *(HEAD + upgrade + b"Content-Length: %d\r\n\r\n" % len(body) + body for body in (order, smuggled)),
+            LIVEZ[:-2] + b"Connection: close\r\n\r\n",
+        )
+    )
+    for start in range(0, len(sent), piece_size):
+        raw.send(sent[start : start + piece_size])
+    answers = raw.read()
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"200", b"404", b"400", b"200"]
+    assert b"invalid request body" in answers
+
+
+def test_trailers_are_no_headers(raw: Raw) -> None:
+    body = b'{"request_id":"r","user_id":"u","item_id":"no-such","quantity":1}'
+    raw.send(
+        HEAD
+        + b"X-Request-Id: of-the-head\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n" % (len(body), body)
+        + b"Authorization: Bearer x\r\n" * (HEADER_COUNT_MAX + 1)
+        + b"\r\n"
+        + LIVEZ[:-2]
+        + b"Connection: close\r\n\r\n"
+    )
+    assert re.findall(rb"HTTP/1.1 (\d+)", raw.read()) == [b"404", b"200"]
+
+
 def test_expectations_are_met(raw: Raw) -> None:
     raw.send(HEAD + b"Content-Length: 2\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
     assert raw.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -119,6 +166,20 @@ def test_whoever_leaves_in_the_middle_harms_nobody(server: ServerProcess) -> Non
     with Raw(server.http_port) as raw:
         raw.send(LIVEZ)
         assert raw.read_until(OK)
+
+
+def test_whoever_asks_and_leaves_at_once_fills_no_log(server: ServerProcess) -> None:
+    """The log is looked at when the server ends."""
+    for _ in range(30):
+        raw = Raw(server.http_port)
+        raw.send((HEAD + b"Content-Length: 2\r\n\r\n{}" + LIVEZ) * 5)
+        reset(raw)
+
+
+def reset(raw: Raw) -> None:
+    """Leave without a word."""
+    raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw.close()
 
 
 def test_both_protocols_are_spoken_on_one_port(server: ServerProcess) -> None:
@@ -164,3 +225,13 @@ def test_there_is_room_for_so_many(start_server: Callable[..., ServerProcess]) -
         first.send(LIVEZ)
         assert first.read_until(OK)
         assert told(second.read()) == (503, "busy")
+        links = Path(f"/proc/{server.pid}/fd")
+        before = len(list(links.iterdir()))
+        others = [Raw(server.http_port) for _ in range(20)]
+        assert {told(other.read()) for other in others} == {(503, "busy")}
+        deadline = time.monotonic() + PATIENCE_S
+        while len(list(links.iterdir())) > before:
+            assert time.monotonic() < deadline, "those who found no room take up descriptors"
+            time.sleep(0.01)
+        for other in others:
+            other.close()
