@@ -18,7 +18,7 @@ from msgspec import Struct
 from flashsale import crash, supervisor
 from flashsale.asking import Asker, Pace
 from flashsale.attempts import AttemptSender, Pipe
-from flashsale.backends import Store, open_admin, open_database, open_store
+from flashsale.backends import Store, open_admin, open_database, open_fence, open_store
 from flashsale.batching import Batcher, Limits
 from flashsale.breaker import State
 from flashsale.config import HTTP_WORDS, Config, split_address
@@ -51,7 +51,6 @@ from flashsale.store.calendar import RedisCalendar
 from flashsale.store.durability import Durability
 from flashsale.store.engine import RedisEngine
 from flashsale.store.ledger import RedisLedger
-from flashsale.store.outbox import RedisOutbox
 from flashsale.store.overview import Overview
 from flashsale.store.progress import Progress
 from flashsale.store.replicated import ReplicatedEngine
@@ -172,16 +171,8 @@ async def _open_fence(config: Config, store: Store) -> AsyncIterator["Fence | No
     if not config.orders:
         yield None
         return
-    from flashsale.orders.fence import Fence
-
-    outbox, database = RedisOutbox(store.url), open_database(config)
-    fence = Fence(outbox, database)
-    try:
+    async with open_fence(config, store) as fence:
         yield fence
-    finally:
-        await fence.settle()
-        await outbox.close()
-        await database.close()
 
 
 async def _work(
@@ -309,7 +300,9 @@ async def _sell(
         schedules = RedisSchedules(store.url)
         stack.push_async_callback(schedules.close)
         admin = await stack.enter_async_context(open_admin(store))
-        scheduler = Scheduler(schedules, fence.check_soon if fence else None)
+        scheduler = Scheduler(
+            schedules, check=fence.check_due if fence else None, compare=fence.check_soon if fence else None
+        )
         gate = make_gate(time.monotonic, user=config.rate_user, client=config.rate_client, routes=config.rate_route)
         http = None
         if config.http != "off":

@@ -11,9 +11,11 @@ from flashsale.config import Config, home_directory
 from flashsale.store.address import redis_url, shown_url
 from flashsale.store.admin import Admin
 from flashsale.store.embedded import EmbeddedStore
+from flashsale.store.outbox import RedisOutbox
 
 if TYPE_CHECKING:  # what is behind it takes longer to import than all else together: where it is not needed, it is not
     from flashsale.orders.database import Database
+    from flashsale.orders.fence import Fence
 
 
 class Store(Struct, frozen=True):
@@ -73,6 +75,32 @@ def open_database(config: Config) -> "Database":
     return Database(database_url(config.database, home_directory(config.home)))
 
 
+def has_database(config: Config) -> bool:
+    """Return whether there may be orders in a database; False when nothing was ever written there."""
+    from flashsale.orders.database import SQLITE_NAME
+
+    return config.database is not None or (home_directory(config.home) / SQLITE_NAME).exists()
+
+
+@asynccontextmanager
+async def open_fence(config: Config, store: Store) -> AsyncIterator["Fence"]:
+    """Give what compares the store with the database of the orders.
+
+    Raises:
+        InvalidValueError: the address is none, or the directory.
+    """
+    from flashsale.orders.fence import Fence
+
+    outbox, database = RedisOutbox(store.url), open_database(config)
+    fence = Fence(outbox, database)
+    try:
+        yield fence
+    finally:
+        await fence.settle()
+        await outbox.close()
+        await database.close()
+
+
 @asynccontextmanager
 async def open_history(config: Config) -> AsyncIterator["Database | None"]:
     """Return the database of the orders for as long as the context lasts; None when nothing was ever written there.
@@ -81,9 +109,7 @@ async def open_history(config: Config) -> AsyncIterator["Database | None"]:
         InvalidValueError: the address is none, or the directory.
         DatabaseError: it cannot be reached.
     """
-    from flashsale.orders.database import SQLITE_NAME
-
-    if config.database is None and not (home_directory(config.home) / SQLITE_NAME).exists():
+    if not has_database(config):
         yield None
         return
     database = open_database(config)

@@ -5,7 +5,7 @@ Any number may do it at once: the store decides what is due, by its own clock, a
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -47,14 +47,23 @@ class Schedules(Protocol):
 class Scheduler:
     """One of any number; `start` it, then `run` it."""
 
-    def __init__(self, schedules: Schedules, compare: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        schedules: Schedules,
+        *,
+        check: Callable[[Sequence[str]], Awaitable[object]] | None = None,
+        compare: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Open what these say.
 
         Args:
             schedules: the schedules of the store.
-            compare: called after a sale was opened: it may find that the database knows it already, and freeze it.
+            check: called with sales that are due before they are opened: it may find that the database knows one
+                already, and freeze it, which is not opened then. What it raises is told to the log.
+            compare: called after a sale was opened: it may find the same, later.
         """
         self._schedules = schedules
+        self._check = check
         self._compare = compare
         self._current: dict[str, CurrentSale] = {}  # by schedules, the first by name first
         self._retired_at = float("-inf")
@@ -100,6 +109,8 @@ class Scheduler:
 
     async def _step(self) -> float:
         look = await self._schedules.look()
+        if look.due:
+            await self._check_due(look.due)
         opened = [due for due in look.due if await self._open(due)]
         if look.due:
             look = await self._schedules.look()
@@ -112,6 +123,18 @@ class Scheduler:
             await self._tidy(look)
         ends = [float(next_begin(schedule, int(look.now_s))) for schedule in look.schedules.values()]
         return min([_LOOK_S, *(at - look.now_s + _MARGIN_S for at in ends)])
+
+    async def _check_due(self, due: Sequence[Due]) -> None:
+        """Have asked whether the database knows these sales; if it does not answer, they are opened all the same."""
+        if self._check is None:
+            return
+        what = "sales are opened that the database was not asked about"
+        try:
+            await self._check([one.product_id for one in due])
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is a sale to be opened
+            self._note(what, error)
+        else:
+            self._note(what, None)
 
     async def _open(self, due: Due) -> bool:
         """Have a sale opened; return whether it was opened now. If one cannot be, others are tried all the same."""
@@ -137,7 +160,7 @@ class Scheduler:
             gone = look.opened.keys() - look.current.keys() - look.schedules.keys()
             await self._schedules.forget(gone)
 
-    def _note(self, what: str, error: FlashsaleError | None) -> None:
+    def _note(self, what: str, error: Exception | None) -> None:
         """Tell the log what cannot be done, once."""
         if error is None:
             self._troubles.pop(what, None)

@@ -1,5 +1,6 @@
 """The commands about schedules as an operator meets them: their words, their exit codes, their width."""
 
+import asyncio
 import json
 import os
 import re
@@ -8,7 +9,11 @@ from pathlib import Path
 
 import pytest
 import redis
+import sqlalchemy as sa
 
+from flashsale.domain.schedules import Due, Schedule, period_begin
+from flashsale.orders.database import Database, database_url
+from flashsale.orders.tables import products
 from flashsale.store.embedded import EmbeddedStore
 from tests.command_line import Result, call_here
 
@@ -115,6 +120,42 @@ def test_a_sale_that_is_gone_is_told(home: Path) -> None:
         store.hset("schedules", "hourly", "somebody else's")
         assert refused(run(home, *ADD), 1).startswith("Schedule 'hourly' has other terms")
     assert said(run(home, *ADD, "--replace"))[0].startswith("✓ Schedule 'hourly' added")
+
+
+def test_a_sale_that_the_database_knows_is_not_opened_once_more(home: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'orders.db'}"
+    week_s = 168 * 3_600  # a period of this length ends during no test
+    with client_of(home) as store:
+        due = Due(Schedule(name="weekly", every_s=week_s, item_count=9), period_begin(week_s, int(store.time()[0])))
+    sums = {"initial": 9, "restocked": 0, "early": 0, "sold": 8, "held": 0, "opened_at": 0, "changed_at": 1}
+    row = {"product_id": due.product_id, "epoch": due.epoch, "version": 9, "state": "open"}
+
+    async def know() -> None:
+        database = Database(database_url(url, tmp_path))
+        await database.upgrade()
+        async with database.writing() as connection:
+            await connection.execute(sa.insert(products), [sums | row])
+        await database.close()
+
+    asyncio.run(know())
+    add = ("add", "weekly", "--every", "168h", "--items", "9", "--database", url)
+    first, _, now, hint = said(run(home, *add))
+    assert first == "✓ Schedule 'weekly' added"
+    assert re.fullmatch(rf"  now {due.product_id} until .*, cannot be sold", now)
+    assert hint == f"  the database knows more of it: flashsale recover {due.product_id}"
+    with client_of(home) as store:
+        assert store.keys(f"product:{due.product_id}:*") == [f"product:{due.product_id}:sale"]
+    assert run(home, due.product_id, "--database", url, command="recover").returncode == 0
+    assert said(run(home, *add))[2].endswith(", 1 left")
+
+
+@pytest.mark.parametrize("database", ["postgresql://127.0.0.1:1/shop", "sqlite:///{}/empty.db", "nonsense"])
+def test_without_a_database_the_sale_of_the_period_is_opened(home: Path, tmp_path: Path, database: str) -> None:
+    result = run(home, *ADD, "--database", database.format(tmp_path))
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[2].endswith(", 10000 left")
+    assert result.stderr.startswith("The database is left out: ") or database.startswith("sqlite")
+    assert result.stderr.count("\n") <= 1
 
 
 def test_the_table_is_as_wide_as_a_terminal_also_with_the_longest_name(home: Path) -> None:

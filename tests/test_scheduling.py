@@ -368,6 +368,6 @@ async def test_what_was_opened_is_compared_with_the_database(admin: Admin, embed
     await admin.schedules.add(WEEKLY)
     schedules = RedisSchedules(embedded.url)
     for _ in range(2):
-        await Scheduler(schedules, compare).start()
+        await Scheduler(schedules, compare=compare).start()
     await schedules.close()
     assert calls == 1

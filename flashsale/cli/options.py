@@ -106,11 +106,16 @@ database_option = click.option(
 
 def with_admin(config: Config, call: Callable[[Admin], Awaitable[T]]) -> T:
     """Return what the call returns, with an operator's hands on the store of the settings."""
+    return with_store(config, lambda _, admin: call(admin))
+
+
+def with_store(config: Config, call: Callable[[backends.Store, Admin], Awaitable[T]]) -> T:
+    """Return what the call returns, with the store of the settings and an operator's hands on it."""
     logging.getLogger("flashsale").addHandler(logging.NullHandler())  # a failure is told once, by the exception
 
     async def run() -> T:
         async with backends.open_admin(store) as admin:
-            return await call(admin)
+            return await call(store, admin)
 
     with backends.open_store(config) as store:
         return asyncio.run(run())

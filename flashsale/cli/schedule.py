@@ -1,19 +1,24 @@
 """The commands about sales that come again and again."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from flashsale import backends
 from flashsale.cli.options import (
     DURATION,
     UNITS,
     Checked,
+    database_option,
     json_option,
     print_json,
     print_table,
+    printable,
     store_options,
     with_admin,
+    with_store,
 )
 from flashsale.config import Config
 from flashsale.domain.schedules import (
@@ -21,11 +26,12 @@ from flashsale.domain.schedules import (
     KEEP_MAX_S,
     KEEP_S,
     CurrentSale,
+    Due,
     Schedule,
     check_schedule_name,
     next_begin,
 )
-from flashsale.errors import InvalidValueError, ProductNotFoundError, StoreUnavailableError
+from flashsale.errors import DatabaseError, InvalidValueError, ProductNotFoundError, StoreUnavailableError
 from flashsale.store.admin import Admin
 from flashsale.store.schedules import Overview
 from flashsale.terms import check_terms, local_time, parse_duration, show_duration, show_moment
@@ -63,6 +69,7 @@ def schedule() -> None:
     "--keep", "keep_s", metavar="DURATION", type=DURATION, help="How long a sale stays after its end.  [default: 48h]"
 )
 @click.option("--replace", is_flag=True, help="Change the terms of a schedule of that name, from its next sale on.")
+@database_option
 @store_options
 def add(config: Config, name: str, *, replace: bool, **options: Any) -> None:
     """Open a sale in each period, from the present one on.
@@ -71,21 +78,38 @@ def add(config: Config, name: str, *, replace: bool, **options: Any) -> None:
     """
     wanted = _make_schedule(name, **options)
 
-    async def call(admin: Admin) -> tuple[Schedule | None, CurrentSale | None, int | None]:
+    async def call(
+        store: backends.Store, admin: Admin
+    ) -> tuple[Schedule | None, list[str], CurrentSale | None, int | None]:
         before = await admin.schedules.add(wanted, replace=replace)
-        for due in (await admin.schedules.look()).due:
-            if due.schedule.name == name:
-                await admin.schedules.open(due)
+        due = [one for one in (await admin.schedules.look()).due if one.schedule.name == name]
+        frozen = await _check_due(config, store, due)
+        for one in due:
+            await admin.schedules.open(one)
         sale = (await admin.schedules.look()).current.get(name)
-        return before, sale, await _left(admin, sale)
+        return before, frozen, sale, await _left(admin, sale)
 
-    before, sale, left = with_admin(config, call)
+    before, frozen, sale, left = with_store(config, call)
     done = "added" if before is None else "is there already" if before == wanted else "changed"
     click.echo(f"✓ Schedule '{name}' {done}")
     click.echo(f"  {_told_terms(wanted)}")
     if sale is not None:
         how_many = "cannot be sold" if left is None else f"{left} left"
         click.echo(f"  now {sale.product_id} until {show_moment(sale.ends_at)}, {how_many}")
+    for product_id in frozen:
+        click.echo(f"  the database knows more of it: flashsale recover {product_id}")
+
+
+async def _check_due(config: Config, store: backends.Store, due: Sequence[Due]) -> list[str]:
+    """Freeze what the store has lost and the database knows, as a server does before it opens a sale; return that."""
+    if not due or not backends.has_database(config):
+        return []
+    try:
+        async with backends.open_fence(config, store) as fence:
+            return await fence.check_due([one.product_id for one in due])
+    except (DatabaseError, InvalidValueError) as error:
+        click.echo(f"The database is left out: {printable(str(error))}", err=True)
+        return []
 
 
 async def _left(admin: Admin, sale: CurrentSale | None) -> int | None:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flashsale.domain.sale import Standing
+from flashsale.errors import DatabaseError
 from flashsale.orders.database import Database
 from flashsale.orders.tables import NAME_COUNT, past_sales, products, stores
 
@@ -68,8 +69,10 @@ class Fence:
         self._sales = sales
         self._database = database
         self._has_tables = False
-        self._run = ""  # of the store, whose changes were compared one by one
+        self._run = ""  # of the store
+        self._compared: set[str] = set()  # products whose changes were compared in that run, and which were there since
         self._checking: asyncio.Task[list[str]] | None = None
+        self._asking: asyncio.Task[list[str]] | None = None
 
     async def check(self) -> list[str]:
         """Freeze what must not be sold; return those products.
@@ -78,9 +81,7 @@ class Fence:
             DatabaseError: it cannot be compared with the database.
             StoreUnavailableError: the store cannot be reached.
         """
-        if not self._has_tables:
-            self._has_tables = await self._database.has_table(stores.name)
-        if not self._has_tables:
+        if not await self._find_tables():
             return []
         store = await self._sales.store_name(give=self._writes)
         # as of one instant: what it says of earlier sales must not be newer than what it says of the last one
@@ -95,9 +96,9 @@ class Fence:
             query = sa.select(past_sales).where(past_sales.c.product_id.in_(others))
             past = {tuple(row) for row in await connection.execute(query)} if others else set()
         same = {name for name, at in standings.items() if at.epoch == known[name][0] and at.version >= known[name][1]}
-        moments: dict[str, int] = {}
-        if run != self._run:  # a store that was set back may have come farther again, with other sales
-            moments = await self._sales.moments({name: known[name][1] for name in same})
+        # a store that was set back, or has lost a sale, may have come farther again with other orders
+        unsure = same - self._compared if run == self._run else same
+        moments = await self._sales.moments({name: known[name][1] for name in unsure}) if unsure else {}
         absent = {name for name, at in standings.items() if not at.epoch and not at.exists}
         behind = [
             name
@@ -108,26 +109,32 @@ class Fence:
             # else it was reset; a stock that was set by hand is a new sale
             or (is_lost and name in absent and rows[name].state != _RESET)
         ]
-        frozen = [
-            product_id
-            for product_id in behind
-            if await self._sales.freeze(product_id, standings[product_id], *known[product_id])
-        ]
-        for product_id in frozen:
-            _log.error(
-                "product %r is frozen: the store has come to version %d, the database knows version %d;"
-                " rebuild it with flashsale recover",
-                product_id,
-                standings[product_id].version,
-                known[product_id][1],
-            )
+        frozen = [name for name in behind if await self._freeze(name, standings[name], *known[name])]
         if self._writes:
             states = dict.fromkeys([] if is_lost else absent, _RESET)
             # opened once more as the same sale, after the store was set back to before it
             states |= {name: "open" for name, at in standings.items() if at.epoch == known[name][0]}
             await self._write(store if store not in names else "", states, rows)
-        self._run = run
+        self._run, self._compared = run, same.difference(behind)
         return frozen
+
+    async def _find_tables(self) -> bool:
+        if not self._has_tables:
+            self._has_tables = await self._database.has_table(stores.name)
+        return self._has_tables
+
+    async def _freeze(self, product_id: str, found: Standing, epoch: str, version: int) -> bool:
+        """Freeze a product, and tell the log; see Sales.freeze."""
+        if not await self._sales.freeze(product_id, found, epoch, version):
+            return False
+        _log.error(
+            "product %r is frozen: the store has come to version %d, the database knows version %d;"
+            " rebuild it with flashsale recover",
+            product_id,
+            found.version,
+            version,
+        )
+        return True
 
     async def _write(self, store: str, states: Mapping[str, str], rows: Mapping[str, Any]) -> None:
         """Write down what store this is, if that is new, and which products were reset, or are there again."""
@@ -159,10 +166,42 @@ class Fence:
         if error is not None:
             _log.warning("selling before the store could be compared with the database: %s", error)
 
+    async def check_due(self, product_ids: Sequence[str]) -> list[str]:
+        """Freeze those of these sales that the database knows already, before they are opened; return them.
+
+        The store has lost such a sale. Opened once more it might have come farther than the database before anybody
+        compared the two, and then it could be told from the first one by its moments alone.
+
+        Raises:
+            DatabaseError: it cannot be asked, or does not answer soon: buyers should not be kept waiting for that.
+            StoreUnavailableError: the store cannot be reached.
+        """
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._freeze_known(product_ids))
+            self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())  # whoever waits or not
+            await asyncio.wait({self._asking}, timeout=_TIMEOUT_S)
+            if self._asking.done():
+                return self._asking.result()
+        raise DatabaseError(f"the database at {self._database} does not answer")
+
+    async def _freeze_known(self, product_ids: Sequence[str]) -> list[str]:
+        if not await self._find_tables():
+            return []
+        query = sa.select(products.c.product_id, products.c.epoch, products.c.version)
+        async with self._database.reading() as connection:
+            rows = list(await connection.execute(query.where(products.c.product_id.in_(product_ids))))
+        standings = await self._sales.standings([row.product_id for row in rows]) if rows else []
+        return [
+            row.product_id
+            for row, at in zip(rows, standings, strict=True)
+            if not at.exists and not at.epoch and await self._freeze(row.product_id, at, row.epoch, row.version)
+        ]
+
     async def settle(self) -> None:
-        """Wait for a check that is on its way; it is not cancelled, in the middle of a transaction."""
-        if self._checking is not None:
-            await asyncio.wait({self._checking}, timeout=_TIMEOUT_S)
+        """Wait for what is on its way; it is not cancelled, in the middle of a transaction."""
+        under_way = {task for task in (self._checking, self._asking) if task is not None}
+        if under_way:
+            await asyncio.wait(under_way, timeout=_TIMEOUT_S)
 
 
 async def _read_rows(connection: AsyncConnection, listed: Sequence[str]) -> dict[str, Any]:

@@ -60,3 +60,24 @@ def test_whichever_server_lives_opens_the_sale_of_each_period(
         assert len(set(items)) == len(items) <= ITEM_COUNT
         assert max(map(int, store.hvals(f"product:{sale}:users")), default=0) <= LIMIT
     assert sum(map(len, bought.values())) > ITEM_COUNT
+
+
+def test_a_server_does_not_open_once_more_what_the_store_has_lost(
+    start_server: StartServer, store: "redis.Redis", home: Path, connect: Callable[..., Any], until: Callable[..., None]
+) -> None:
+    server = start_server("--orders", "--workers", "2")
+    add_schedule(home, every_s=7 * 86_400)
+    until(lambda: sales_of(store))
+    [sale] = sales_of(store)
+    with connect(server.port) as client:
+        assert client.buy(sale, "a")["status"] == "SUCCESS"
+    until(lambda: store.hget(f"product:{sale}:sale", "stored") == "2")
+    with store.pipeline(transaction=True) as step:
+        step.delete("schedules_opened", "schedules_sales", *store.keys(f"product:{sale}:*"))
+        step.srem("products", sale)
+        step.execute()
+    until(lambda: store.hexists("schedules_opened", "s"))
+    assert store.hget(f"product:{sale}:sale", "state") == "frozen"
+    assert not store.exists(f"product:{sale}:stock")
+    with connect(server.port) as client:
+        assert client.buy(sale, "b")["status"] != "SUCCESS"

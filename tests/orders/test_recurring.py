@@ -1,6 +1,8 @@
 """Recurring sales and the database: what is over leaves the store once its orders are rows; nothing is sold twice."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
@@ -16,12 +18,13 @@ from flashsale.orders.fence import Fence
 from flashsale.orders.history import read_base
 from flashsale.orders.mover import Mover
 from flashsale.orders.tables import orders, products
+from flashsale.scheduling import Scheduler
 from flashsale.store import keys, scripts
 from flashsale.store import schedules as store_schedules
 from flashsale.store.admin import Admin
 from flashsale.store.outbox import RedisOutbox
 from tests.orders import plain
-from tests.orders.shop import Shop
+from tests.orders.shop import PATIENCE_S, Shop
 
 pytestmark = pytest.mark.parametrize("dialect", ["sqlite"], indirect=True, scope="module")
 
@@ -161,6 +164,24 @@ async def test_who_looked_too_early_deletes_nothing(shop: Shop, admin: Admin) ->
 # A store that has lost a sale, and opens it once more
 
 
+async def lose(shop: Shop, product_id: str) -> None:
+    """Have the store hold what it held before the period; it runs on."""
+    for key in [*await keys_of(shop, product_id), "schedules_opened", "schedules_sales"]:
+        await shop.redis.delete(key)
+    await shop.redis.srem("products", product_id)
+
+
+@asynccontextmanager
+async def fenced(shop: Shop, kind: type[Fence] = Fence) -> AsyncIterator[Fence]:
+    """A fence as a worker has it, which goes on from check to check."""
+    outbox = RedisOutbox(shop.embedded.url)
+    fence = kind(outbox, shop.database, writes=True)
+    try:
+        yield fence
+    finally:
+        await outbox.close()
+
+
 @pytest.mark.parametrize("was_noted_as_reset", [False, True])
 async def test_a_sale_that_the_store_has_lost_is_not_sold_a_second_time(
     shop: Shop, admin: Admin, *, was_noted_as_reset: bool
@@ -173,9 +194,7 @@ async def test_a_sale_that_the_store_has_lost_is_not_sold_a_second_time(
         assert await check(shop) == []
         await shop.step(mover)
     if was_noted_as_reset:  # the store was set back to a copy from before the period
-        for key in [*await keys_of(shop, product), "schedules_opened", "schedules_sales"]:
-            await shop.redis.delete(key)
-        await shop.redis.srem("products", product)
+        await lose(shop, product)
         assert await check(shop) == []
         assert await state_of(shop, product) == "reset"
     else:
@@ -195,6 +214,85 @@ async def test_a_sale_that_the_store_has_lost_is_not_sold_a_second_time(
     assert await state_of(shop, product) == "open"
     async with shop.database.reading() as connection:
         assert sorted(await connection.scalars(sa.select(orders.c.item_id))) == list(range(1, 51))
+
+
+@pytest.mark.parametrize("was_noted_as_reset", [False, True])
+async def test_who_opens_a_sale_asks_the_database_first(shop: Shop, admin: Admin, *, was_noted_as_reset: bool) -> None:
+    sale = await opened(admin)
+    product = sale.product_id
+    await shop.buy(product, *(f"u{number}" for number in range(45)))
+    schedules = admin.schedules
+    async with fenced(shop) as fence:
+        async with shop.mover() as mover:
+            await mover.look()
+            assert await fence.check() == []
+            await shop.step(mover)
+        assert await fence.check() == []
+        await lose(shop, product)
+        if was_noted_as_reset:
+            assert await fence.check() == []
+        await Scheduler(schedules, check=fence.check_due).start()
+        assert await fence.check() == []
+    assert (await schedules.look()).current == {"s": sale}
+    assert await shop.redis.exists(f"product:{product}:stock") == 0
+    with pytest.raises(AssertionError, match="flashsale recover"):
+        await shop.buy_of_each([product], "late")
+    await admin.recover(product, partial(read_base, shop.database, product))
+    found = await admin.sale(product)
+    assert (found.sold, found.remaining, found.state) == (45, 5, "open")
+
+
+async def test_what_the_database_does_not_know_is_opened(shop: Shop, admin: Admin) -> None:
+    async with fenced(shop) as fence:
+        await admin.schedules.add(Schedule(name="s", every_s=LONG_S, item_count=50))
+        await Scheduler(admin.schedules, check=fence.check_due).start()
+        [product] = await admin.products()
+        await shop.buy(product, "a")
+        await moved(shop)
+        await admin.schedules.forget(["s"])
+        await Scheduler(admin.schedules, check=fence.check_due).start()  # it is there, without a note
+        assert await fence.check_due([product]) == []
+    assert (await admin.sale(product)).state == "open"
+
+
+async def test_a_database_that_does_not_answer_keeps_no_sale_from_being_opened(
+    shop: Shop, admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stuck(Fence):
+        async def _freeze_known(self, product_ids: Sequence[str]) -> list[str]:
+            await asyncio.sleep(PATIENCE_S)
+            return []
+
+    async with fenced(shop, Stuck) as stuck:
+        scheduler = Scheduler(admin.schedules, check=stuck.check_due)
+        for name in ("a", "b"):
+            await admin.schedules.add(Schedule(name=name, every_s=LONG_S, item_count=50))
+            async with asyncio.timeout(PATIENCE_S / 2):
+                await scheduler.start()
+            assert scheduler.find(name) is not None
+        assert stuck._asking is not None
+        stuck._asking.cancel()
+    assert len(await admin.products()) == 2
+    [told] = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
+    assert told.startswith("sales are opened that the database was not asked about: the database at sqlite:///")
+
+
+async def test_a_sale_that_was_opened_unseen_is_known_by_its_moments(shop: Shop, admin: Admin) -> None:
+    product = (await opened(admin)).product_id
+    await shop.buy(product, *(f"u{number}" for number in range(5)))
+    async with fenced(shop) as fence:
+        async with shop.mover() as mover:
+            await mover.look()
+            assert await fence.check() == []
+            await shop.step(mover)
+        assert await fence.check() == []
+        await lose(shop, product)
+        assert await fence.check() == [], "in the same run of the store"
+        await opened(admin)
+        await shop.buy(product, *(f"v{number}" for number in range(20)))
+        assert await fence.check() == [product], "although it has come farther than the database"
+    with pytest.raises(AssertionError, match="flashsale recover"):
+        await shop.buy_of_each([product], "late")
 
 
 async def test_a_sale_frozen_meanwhile_is_that_of_the_period(shop: Shop, admin: Admin) -> None:
