@@ -13,12 +13,13 @@ from flashsale.domain.batches import Defective
 from flashsale.domain.requests import Cancel, Purchase, Reserve
 from flashsale.domain.sale import PLAIN, Standing, Terms
 from flashsale.domain.schedules import CurrentSale, Schedule
-from flashsale.errors import ProductNotFoundError
+from flashsale.errors import ProductNotFoundError, RefusedError
 from flashsale.orders.fence import Fence
 from flashsale.orders.history import read_base
 from flashsale.orders.mover import Mover
 from flashsale.orders.tables import orders, products
 from flashsale.scheduling import Scheduler
+from flashsale.store import admin as store_admin
 from flashsale.store import keys, scripts
 from flashsale.store import schedules as store_schedules
 from flashsale.store.admin import Admin
@@ -102,6 +103,54 @@ async def test_a_sale_leaves_the_store_once_all_of_it_is_in_the_database(shop: S
     assert (await plain.read(shop.database))["orders"] == rows["orders"]
     async with shop.database.reading() as connection:
         assert set(await connection.scalars(sa.select(orders.c.order_id))) == set(orders_made)
+
+
+async def test_what_a_relay_has_published_may_be_in_no_database(shop: Shop, admin: Admin) -> None:
+    sale = await opened(admin)
+    await shop.buy(sale.product_id, *(f"u{number}" for number in range(5)))
+    relayed = RedisOutbox(shop.embedded.url, stores=False)
+    [epoch] = (await relayed.epochs()).values()
+    await relayed.note(sale.product_id, epoch, 6)
+    await relayed.close()
+    await over(shop, admin, sale)
+    assert await admin.schedules.retire() == 0
+    assert (await admin.status(sale.product_id)).sold == 5
+    await moved(shop)
+    assert await admin.schedules.retire() == 1
+
+
+async def test_what_a_database_that_was_set_back_does_not_have_stays(
+    shop: Shop, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale = await opened(admin)
+    await shop.buy(sale.product_id, "a")
+    await moved(shop)
+    await over(shop, admin, sale)
+    rows = await plain.read(shop.database)
+    await plain.clear(shop.database)
+    monkeypatch.setattr(store_admin, "_MOVE_LOOKS", 1)
+    async with shop.mover() as mover:
+        await mover.look()
+        assert await admin.schedules.retire() == 0
+        with pytest.raises(RefusedError, match=r"2 changes of product .* are not in the database yet"):
+            await admin.reset(sale.product_id)
+        with pytest.raises(RefusedError, match=r"2 changes of product .* are not in the database yet"):
+            await admin.init(sale.product_id, 5, force=True)
+        await shop.step(mover)
+    assert await plain.read(shop.database) == rows
+    assert await admin.schedules.retire() == 1
+
+
+async def test_a_sale_of_before_it_was_noted_what_is_in_the_database_is_deleted_too(shop: Shop, admin: Admin) -> None:
+    sale = await opened(admin)
+    await shop.buy(sale.product_id, "a")
+    await moved(shop)
+    await over(shop, admin, sale)
+    await shop.redis.hdel(f"product:{sale.product_id}:sale", "stored")
+    assert await admin.schedules.retire() == 0
+    async with shop.mover() as mover:
+        await mover.look()
+    assert await admin.schedules.retire() == 1
 
 
 async def test_what_is_held_is_waited_for(shop: Shop, admin: Admin) -> None:

@@ -1,5 +1,5 @@
 -- Deletes the sale of a period that is long over, once nobody needs it here: nothing is held, and the database has all of
--- it. Where no orders go into a database it stays, as nothing else knows of them.
+-- it, as a mover has noted that writes there. Where there is none it stays, as nothing here knows more of its orders.
 --
 -- KEYS  as in frame.lua, of the sale, and 14 products_moved   15 schedules_sales
 -- ARGV  1 product id   2 for how long it is left alone, in seconds, if it must stay
@@ -15,7 +15,8 @@ if closes_at == 0 or closes_at > now_s then -- an operator has deleted it, or se
   redis.call('ZREM', KEYS[15], ARGV[1])
   return 0
 end
-if redis.call('EXISTS', KEYS[14]) == 0 or unmoved() ~= 0 or redis.call('ZCARD', KEYS[7]) > 0 then
+if redis.call('EXISTS', KEYS[14]) == 0 or redis.call('HEXISTS', KEYS[4], 'stored') == 0 or unmoved() ~= 0
+    or redis.call('ZCARD', KEYS[7]) > 0 then
   return 0
 end
 delete_product(ARGV[1])

@@ -3,8 +3,9 @@
 local function unmoved()
   local version, moved = 0, 0
   if redis.call('EXISTS', KEYS[14]) == 1 and redis.call('TYPE', KEYS[4]).ok == 'hash' then
-    version = tonumber(redis.call('HGET', KEYS[4], 'version') or 0) or 0
-    moved = tonumber(redis.call('HGET', KEYS[4], 'moved') or 0) or 0
+    local sale = redis.call('HMGET', KEYS[4], 'version', 'stored', 'moved')
+    -- what a relay has published counts where nobody says what is in the database, which may have been set back since
+    version, moved = tonumber(sale[1] or 0) or 0, tonumber(sale[2] or sale[3] or 0) or 0
   end
   if redis.pcall('HGET', KEYS[4], 'state') == 'frozen' then
     return -1
