@@ -13,6 +13,7 @@ from flashsale.domain.schedules import (
     Schedule,
     check_schedule_name,
     find_due,
+    is_sale_id,
     next_begin,
     period_begin,
 )
@@ -74,6 +75,8 @@ def test_a_sale_is_called_by_its_begin_and_its_epoch() -> None:
     due = Due(schedule(), 1_640_995_200)
     assert due.product_id == f"sale_1640995200_{due.epoch}" == "sale_1640995200_731bb28b"
     assert re.fullmatch("[0-9a-f]{8}", due.epoch)
+    assert is_sale_id(due.product_id)
+    assert not any(map(is_sale_id, ("sale_1640995200", "sale__731bb28b", "sale_1_731bb28", due.product_id + "\n")))
     assert due.product_id == Due(Schedule(name="hourly", every_s=HOUR_S, item_count=1), due.begins_at).product_id
     others = [Due(schedule("other"), due.begins_at), Due(schedule(), TEN)]
     others.append(Due(Schedule(name="hourly", every_s=60, item_count=1), due.begins_at))

@@ -27,6 +27,7 @@ KEEP_MAX_S = 366 * 86_400
 """The longest that a sale may stay, in seconds."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,11}")
+_SALE_ID = re.compile(r"sale_[0-9]+_[0-9a-f]{8}")
 
 
 class Schedule(Struct, frozen=True, kw_only=True):
@@ -85,6 +86,11 @@ class Due(Struct, frozen=True):
     def product_id(self) -> str:
         """Return the product that is to be sold, such as sale_1640995200_a1b2c3d4."""
         return f"sale_{self.begins_at}_{self.epoch}"
+
+
+def is_sale_id(product_id: str) -> bool:
+    """Return whether a product is called as the sale of a schedule is; see Due.product_id."""
+    return _SALE_ID.fullmatch(product_id) is not None
 
 
 def check_schedule_name(value: str) -> str:

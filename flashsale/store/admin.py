@@ -18,6 +18,7 @@ from flashsale.domain.events import Event
 from flashsale.domain.ids import make_code
 from flashsale.domain.requests import GetStatus, OperatorRequest, Refund, Request
 from flashsale.domain.sale import PLAIN, Terms
+from flashsale.domain.schedules import is_sale_id
 from flashsale.errors import (
     OutcomeUnknownError,
     ProductExistsError,
@@ -319,6 +320,9 @@ class Admin:
         lost = await self._script(scripts.REBUILD, product_id, base.epoch, counters.version, checkpoint, left, *fields)
         more = answers(base, await self.now()) if lost else []
         _, after = await self._repair(product_id, read_base, more, thaws=True)
+        ends_at = base.terms.closes_at if base.terms is not None else 0
+        if ends_at and is_sale_id(product_id):
+            await self.schedules.keep(product_id, ends_at)  # the note was lost with the sale
         return base, after
 
     async def _repair(

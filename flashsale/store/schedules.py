@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from flashsale.domain.schedules import SCHEDULE_COUNT_MAX, CurrentSale, Due, Schedule, find_due
+from flashsale.domain.schedules import KEEP_S, SCHEDULE_COUNT_MAX, CurrentSale, Due, Schedule, find_due
 from flashsale.errors import RefusedError, ScheduleNotFoundError, StoreUnavailableError
 from flashsale.store import keys, scripts
 from flashsale.store.links import make_client, store_errors
@@ -123,6 +123,11 @@ class RedisSchedules:
                     raise
                 _log.warning("sale %s is not deleted: %s", sale, error.__cause__)  # its keys are damaged
         return count
+
+    async def keep(self, sale: str, ends_at: int) -> None:
+        """Note when a sale that was rebuilt may be deleted, unless that is noted: its schedule may be gone by now."""
+        async with self._errors():
+            await self._transact(("ZADD", keys.SCHEDULES_SALES, "NX", str(ends_at + KEEP_S), sale))
 
     async def forget(self, names: Iterable[str]) -> None:
         """Forget which sales were opened last for schedules that were removed."""

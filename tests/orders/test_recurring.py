@@ -12,7 +12,7 @@ from flashsale.domain.answers import Success
 from flashsale.domain.batches import Defective
 from flashsale.domain.requests import Cancel, Purchase, Reserve
 from flashsale.domain.sale import PLAIN, Standing, Terms
-from flashsale.domain.schedules import CurrentSale, Schedule
+from flashsale.domain.schedules import KEEP_S, CurrentSale, Schedule
 from flashsale.errors import ProductNotFoundError, RefusedError
 from flashsale.orders.fence import Fence
 from flashsale.orders.history import read_base
@@ -356,6 +356,60 @@ async def test_a_sale_frozen_meanwhile_is_that_of_the_period(shop: Shop, admin: 
     assert await opened(admin) == sale
     with pytest.raises(AssertionError, match=Defective.__name__):
         await shop.buy_of_each([sale.product_id], "late")
+
+
+async def test_a_sale_that_was_rebuilt_is_deleted_in_time(shop: Shop, admin: Admin) -> None:
+    sale = await opened(admin)
+    product = sale.product_id
+    await shop.buy(product, "a")
+    await moved(shop)
+    assert await check(shop) == []
+    await shop.redis.flushall()
+    async with shop.mover() as mover:
+        await mover.look()
+    assert await check(shop) == [product]
+    await admin.recover(product, partial(read_base, shop.database, product))
+    assert await shop.redis.zscore("schedules_sales", product) == sale.ends_at + KEEP_S
+    await over(shop, admin, sale)
+    assert await admin.schedules.retire() == 1
+    assert await keys_of(shop, product) == []
+
+
+async def test_a_frozen_sale_is_deleted_once_it_was_rebuilt(shop: Shop, admin: Admin) -> None:
+    sale = await opened(admin)
+    product = sale.product_id
+    await shop.buy(product, "a")
+    await moved(shop)
+    async with fenced(shop) as fence:
+        assert await fence.check() == []
+        await lose(shop, product)
+        assert await fence.check_due([product]) == [product]
+    await opened(admin)
+    assert await shop.redis.zscore("schedules_sales", product) == sale.ends_at, "as its schedule has it"
+    await shop.redis.zadd("schedules_sales", {product: 1})
+    assert await admin.schedules.retire() == 0
+    put_off = await shop.redis.zscore("schedules_sales", product)
+    assert put_off is not None
+    await admin.recover(product, partial(read_base, shop.database, product))
+    assert await shop.redis.zscore("schedules_sales", product) == put_off
+    await over(shop, admin, sale)
+    assert await admin.schedules.retire() == 1
+    assert await keys_of(shop, product) == []
+
+
+async def test_what_is_no_sale_of_a_schedule_is_rebuilt_for_good(shop: Shop, admin: Admin) -> None:
+    ids = ("p", "sale_1640995200_731bb28b")
+    await shop.open(ids[0], 5, Terms(closes_at=await admin.now() + 60))
+    await shop.open(ids[1], 5)
+    await moved(shop)
+    assert await check(shop) == []
+    await shop.redis.flushall()
+    async with shop.mover() as mover:
+        await mover.look()
+    assert sorted(await check(shop)) == sorted(ids)
+    for product in ids:
+        await admin.recover(product, partial(read_base, shop.database, product))
+    assert await shop.redis.keys("schedules_sales") == []
 
 
 async def test_a_look_does_not_grow_with_the_sales_that_are_gone(shop: Shop, admin: Admin) -> None:

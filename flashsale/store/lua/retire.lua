@@ -10,7 +10,11 @@ if not at or tonumber(at) > now_s then
   return 0
 end
 redis.call('ZADD', KEYS[15], now_s + ARGV[2], ARGV[1]) -- first: one whose keys are damaged is to hinder no others
-local closes_at = tonumber(redis.call('HGET', KEYS[4], 'closes_at') or 0)
+local sale = redis.call('HMGET', KEYS[4], 'closes_at', 'state')
+if sale[2] == 'frozen' then -- until it is rebuilt, which gives it its terms
+  return 0
+end
+local closes_at = tonumber(sale[1] or 0)
 if closes_at == 0 or closes_at > now_s then -- an operator has deleted it, or sells something else of that id
   redis.call('ZREM', KEYS[15], ARGV[1])
   return 0
