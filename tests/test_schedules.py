@@ -57,6 +57,8 @@ def test_every_moment_is_in_one_period(every_s: int, now_s: int) -> None:
         (opened(TEN, TEN + HOUR_S), TEN + HOUR_S, [TEN + HOUR_S]),
         (opened(TEN, TEN + HOUR_S), TEN + 5 * HOUR_S + 1, [TEN + 5 * HOUR_S]),  # what was missed is not made up
         (opened(TEN, TEN + HOUR_S), TEN - 1, []),  # a clock that was set back
+        (opened(TEN, TEN + HOUR_S), TEN - HOUR_S, []),
+        (opened(TEN, TEN + HOUR_S), TEN - HOUR_S - 1, [TEN - 2 * HOUR_S]),  # one that was wrong
         (opened(TEN, TEN + 90 * MINUTE_S), TEN + HOUR_S, []),  # of other terms before: it goes on to its end
         (opened(TEN, TEN + HOUR_S, "another"), TEN, [TEN]),
     ],

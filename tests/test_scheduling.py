@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from msgspec import structs
 from redis.asyncio import Redis
@@ -177,6 +178,31 @@ async def test_nothing_is_opened_for_whoever_saw_another_store_or_another_time(a
     await redis.flushall()
     assert not await admin.schedules.open(due)
     assert await redis.keys() == []
+
+
+async def test_a_sale_that_a_wrong_clock_has_opened_keeps_none_from_being_opened(
+    admin: Admin, embedded: EmbeddedStore, redis: Redis
+) -> None:
+    hourly = structs.replace(WEEKLY, name="hourly", every_s=3_600)
+    for schedule in (WEEKLY, hourly):
+        await admin.schedules.add(schedule)
+    for before in (
+        await open_due(admin.schedules)
+    ).current.values():  # then the clock was far ahead, and is right again
+        ends_at = before.ends_at + 9 * LONG_S
+        ahead = structs.replace(before, product_id="x", begins_at=before.begins_at + 9 * LONG_S, ends_at=ends_at)
+        await redis.hset("schedules_opened", before.schedule, msgspec.json.encode(ahead).decode())
+    await admin.schedules.remove("hourly")
+    look = await admin.schedules.look()
+    assert look.current == {}
+    assert [due.schedule for due in look.due] == [WEEKLY]
+    async with scheduler(embedded.url) as it:
+        await it.start()
+        assert it.current is not None
+        assert await admin.sale(it.current.product_id)
+        assert (it.current.schedule, it.current.begins_at) == ("weekly", period_begin(LONG_S, int(look.now_s)))
+    assert await redis.hkeys("schedules_opened") == ["weekly"]
+    assert await redis.xlen(f"product:{it.current.product_id}:orders") == 1, "it is the one that there was"
 
 
 async def test_while_a_sale_goes_on_there_is_no_other_one(admin: Admin) -> None:

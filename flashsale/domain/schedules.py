@@ -65,6 +65,13 @@ class CurrentSale(Struct, frozen=True, kw_only=True):
     """Units that it was opened with."""
     numbered: bool
 
+    def is_far_ahead(self, now_s: float) -> bool:
+        """Return whether it begins more than a period from now: it was opened by a clock that was wrong.
+
+        One that begins sooner is waited for, as a clock may be set back a little just after it was opened.
+        """
+        return self.begins_at - now_s > self.ends_at - self.begins_at
+
 
 class Due(Struct, frozen=True):
     """A sale that is to be opened."""
@@ -112,14 +119,15 @@ def find_due(schedules: Iterable[Schedule], opened: Mapping[str, CurrentSale], n
 
     Args:
         schedules: all of them.
-        opened: the last sale of each, by the schedule's name. Until that has ended there is no other one.
+        opened: the last sale of each, by the schedule's name. Until that has ended there is no other one, unless it is
+            far ahead.
         now_s: by the store's clock.
     """
     due = []
     for schedule in schedules:
         begins_at = period_begin(schedule.every_s, now_s)
         last = opened.get(schedule.name)
-        if last is None or last.ends_at <= begins_at:
+        if last is None or last.ends_at <= begins_at or last.is_far_ahead(now_s):
             due.append(Due(schedule, begins_at))
     return due
 

@@ -49,7 +49,8 @@ class Overview(Struct, frozen=True):
     @property
     def current(self) -> dict[str, CurrentSale]:
         """Return the sales that go on, by their schedules' names, sorted by these."""
-        return {name: sale for name, sale in sorted(self.opened.items()) if sale.ends_at > self.now_s}
+        going = {name: sale for name, sale in sorted(self.opened.items()) if sale.ends_at > self.now_s}
+        return {name: sale for name, sale in going.items() if not sale.is_far_ahead(self.now_s)}
 
 
 class RedisSchedules:
