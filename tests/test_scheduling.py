@@ -138,8 +138,18 @@ async def test_what_was_opened_once_is_not_opened_again(admin: Admin) -> None:
     await admin.schedules.remove("weekly")
     await admin.schedules.add(WEEKLY)
     assert (await open_due(admin.schedules)).due == []
-    with pytest.raises(ProductNotFoundError):
-        await admin.status(sale)
+    for ask in (admin.status, admin.reopen):
+        with pytest.raises(ProductNotFoundError):
+            await ask(sale)
+
+
+async def test_what_is_opened_anew_is_still_the_sale_of_the_period(admin: Admin) -> None:
+    await admin.schedules.add(WEEKLY)
+    before = (await open_due(admin.schedules)).current
+    [sale] = before.values()
+    assert await admin.reopen(sale.product_id) == WEEKLY.item_count
+    after = await open_due(admin.schedules)
+    assert (after.due, after.current) == ([], before)
 
 
 async def test_a_sale_that_is_there_without_a_note_is_that_of_the_period(admin: Admin, redis: Redis) -> None:
