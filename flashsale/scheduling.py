@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Protocol
 
 from flashsale.domain.schedules import CurrentSale, Due, next_begin
@@ -18,6 +19,8 @@ _LOOK_S = 1.0
 """Between two looks, unless a period ends before that."""
 _RETIRE_S = 10.0
 """Between two times that old sales are deleted."""
+_CALM_S = 2.0
+"""From a look to the end of a period, at least, for old sales to be deleted: the next one is not to wait for that."""
 _MARGIN_S = 0.002
 """How much later than reckoned a look at the end of a period is: one that came too early would be for nothing."""
 
@@ -66,7 +69,7 @@ class Scheduler:
         self._check = check
         self._compare = compare
         self._current: dict[str, CurrentSale] = {}  # by schedules, the first by name first
-        self._retired_at = float("-inf")
+        self._retired_at = -inf
         self._troubles: dict[str, str] = {}  # what cannot be done -> why, as far as the log knows
 
     def find(self, name: str | None = None) -> CurrentSale | None:
@@ -114,15 +117,17 @@ class Scheduler:
         opened = [due for due in look.due if await self._open(due)]
         if look.due:
             look = await self._schedules.look()
+        loop = asyncio.get_running_loop()
+        looked_at = loop.time()
         self._current = look.current
         if opened and self._compare is not None:
             await self._compare()
-        loop = asyncio.get_running_loop()
-        if loop.time() - self._retired_at >= _RETIRE_S:
+        ends = [next_begin(schedule, int(look.now_s)) - look.now_s for schedule in look.schedules.values()]
+        left_s = min(ends, default=inf)
+        if loop.time() - self._retired_at >= _RETIRE_S and left_s - (loop.time() - looked_at) >= _CALM_S:
             self._retired_at = loop.time()
             await self._tidy(look)
-        ends = [float(next_begin(schedule, int(look.now_s))) for schedule in look.schedules.values()]
-        return min([_LOOK_S, *(at - look.now_s + _MARGIN_S for at in ends)])
+        return max(min(_LOOK_S, left_s + _MARGIN_S) - (loop.time() - looked_at), 0)
 
     async def _check_due(self, due: Sequence[Due]) -> None:
         """Have asked whether the database knows these sales; if it does not answer, they are opened all the same."""

@@ -292,6 +292,30 @@ async def test_three_race_over_the_boundaries_while_the_crowd_buys(
     assert len(sold) > 2 * item_count
 
 
+@pytest.mark.parametrize(("left_s", "pause_s", "is_tidied"), [(1.5, 1.0, False), (0.4, 0.4, False), (3.0, 0.7, True)])
+async def test_what_is_not_urgent_keeps_no_sale_from_being_opened_in_time(
+    admin: Admin, embedded: EmbeddedStore, left_s: float, pause_s: float, *, is_tidied: bool
+) -> None:
+    class Slow(RedisSchedules):
+        tidied = False
+
+        async def look(self) -> Overview:
+            found = await super().look()
+            return structs.replace(found, now_s=period_begin(LONG_S, int(found.now_s)) + LONG_S - left_s)
+
+        async def retire(self) -> int:
+            self.tidied = True
+            await asyncio.sleep(0.3)
+            return await super().retire()
+
+    await admin.schedules.add(WEEKLY)
+    await open_due(admin.schedules)
+    schedules = Slow(embedded.url)
+    assert await Scheduler(schedules)._step() == pytest.approx(pause_s, abs=0.25)
+    assert schedules.tidied == is_tidied
+    await schedules.close()
+
+
 # What it knows, and what it does in trouble
 
 
