@@ -32,6 +32,8 @@ _DELIVERY_COUNT_MAX = 5_000
 """Changes of a product, from which on no further message is delivered with them."""
 _WAITING_COUNT_MAX = 10_000
 """Changes of a partition, from which on it is not read further; they may wait for a product that is put off."""
+_KNOWN_COUNT_MAX = 1_024
+"""Products of which nothing waits: of these a mover takes what comes at once, of others with its next look."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class Inbox:
         self._heard_at = float("-inf")
         self._partitions: dict[Any, _Partition] = {}
         self._waiting: dict[str, dict[str, list[_Waiting]]] = {}  # product -> epoch, as they came -> by version
-        self._epochs: dict[str, str] = {}
+        self._epochs: dict[str, str] = {}  # of products of which something has come, the last one last
         self.undecodable_count = 0
         """Messages that were passed over."""
 
@@ -96,7 +98,7 @@ class Inbox:
         await self._drop()
 
     async def epochs(self) -> dict[str, str]:
-        """Return the sale of each product of which something has come, the earliest that still waits."""
+        """Return the sale of each product of which something has come lately, the earliest that still waits."""
         await self._poll(0)
         waiting = {name: next(iter(sales)) for name, sales in self._waiting.items()}
         return self._epochs | waiting
@@ -190,7 +192,10 @@ class Inbox:
         place.take(record.offset, len(told.changes))
         messages = self._waiting.setdefault(told.product_id, {}).setdefault(told.epoch, [])
         insort(messages, _Waiting(told.changes, partition, record.offset), key=_first_version)
+        self._epochs.pop(told.product_id, None)
         self._epochs[told.product_id] = told.epoch
+        if len(self._epochs) > _KNOWN_COUNT_MAX:  # their number grows for ever, with each recurring sale
+            del self._epochs[next(iter(self._epochs))]
 
     async def _commit(self, timeout_s: float = _ANSWER_S) -> None:
         """Tell the brokers what is done.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -488,6 +489,23 @@ async def test_messages_that_overlap_or_come_too_early_become_the_same_rows(
     async with working(database, topic, name):
         await until(lambda: has(database, plain.together(plain.fold("p", EPOCH, changes))))
         await until(lambda: has_committed(topic, name, 1 + 2 + 1 + 3 + 1 + 9))
+
+
+@on_sqlite
+async def test_products_of_which_nothing_has_come_for_long_are_forgotten(
+    database: Database, topic: Topic, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "_KNOWN_COUNT_MAX", 2)
+    ids = [f"p{number}" for number in range(5)]
+    begun, whole = ledger("a"), ledger("a", "b")
+    async with working(database, topic, name) as read:
+        for changes, size in ((begun, 2), (whole, 3)):  # what comes later is taken as well
+            for product_id in ids:
+                await publish(topic, *in_messages(changes, size, product_id), key=product_id)
+            rows = plain.together(*(plain.fold(product_id, EPOCH, changes) for product_id in ids))
+            await until(partial(has, database, rows))
+        await until(lambda: has_committed(topic, name, 10))
+        assert len(read._epochs) == 2
 
 
 async def test_a_change_that_the_database_does_not_take_is_a_dead_letter_and_what_is_behind_it_goes_on(
