@@ -16,12 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from flashsale.domain.sale import Standing
 from flashsale.errors import DatabaseError
 from flashsale.orders.database import Database
-from flashsale.orders.tables import NAME_COUNT, past_sales, products, stores
+from flashsale.orders.tables import NAME_COUNT, RESET, past_sales, products, stores
 
 _TIMEOUT_S = 1.0
-_RESET = "reset"
-"""The state of a product in the tables that the store has no more, as an operator or a schedule wanted it."""
-
 
 _log = logging.getLogger(__name__)
 
@@ -107,11 +104,11 @@ class Fence:
             or (at.epoch == known[name][0] and name not in same)
             or moments.get(name, rows[name].changed_at) != rows[name].changed_at
             # else it was reset; a stock that was set by hand is a new sale
-            or (is_lost and name in absent and rows[name].state != _RESET)
+            or (is_lost and name in absent and rows[name].state != RESET)
         ]
         frozen = [name for name in behind if await self._freeze(name, standings[name], *known[name])]
         if self._writes:
-            states = dict.fromkeys([] if is_lost else absent, _RESET)
+            states = dict.fromkeys([] if is_lost else absent, RESET)
             # opened once more as the same sale, after the store was set back to before it
             states |= {name: "open" for name, at in standings.items() if at.epoch == known[name][0]}
             await self._write(store if store not in names else "", states, rows)
@@ -138,7 +135,7 @@ class Fence:
 
     async def _write(self, store: str, states: Mapping[str, str], rows: Mapping[str, Any]) -> None:
         """Write down what store this is, if that is new, and which products were reset, or are there again."""
-        news = {name: state for name, state in states.items() if (state == _RESET) != (rows[name].state == _RESET)}
+        news = {name: state for name, state in states.items() if (state == RESET) != (rows[name].state == RESET)}
         if not store and not news:
             return
         async with self._database.writing() as connection:
@@ -210,8 +207,8 @@ async def _read_rows(connection: AsyncConnection, listed: Sequence[str]) -> dict
     Of those that were reset, whose number grows for ever, only what the store lists again: the others are not there.
     """
     query = sa.select(*(products.c[name] for name in ("product_id", "epoch", "version", "changed_at", "state")))
-    found = list(await connection.execute(query.where(products.c.state != _RESET)))
+    found = list(await connection.execute(query.where(products.c.state != RESET)))
     for first in range(0, len(listed), NAME_COUNT):
         is_listed = products.c.product_id.in_(listed[first : first + NAME_COUNT])
-        found += await connection.execute(query.where(products.c.state == _RESET, is_listed))
+        found += await connection.execute(query.where(products.c.state == RESET, is_listed))
     return {row.product_id: row for row in found}

@@ -14,10 +14,11 @@ from flashsale.domain.ids import parse_order_id
 from flashsale.domain.sale import Change, Portion, Terms
 from flashsale.orders.database import Database
 from flashsale.orders.moving import Rows, work_out
-from flashsale.orders.tables import dead_letters, holds, orders, products
+from flashsale.orders.tables import RESET, dead_letters, holds, orders, products
 from flashsale.store.records import HoldRecord
 from flashsale.store.replay import Base, PastOrder
 
+_SUMS = ("version", "initial", "restocked", "sold", "held")
 _decode_terms = msgspec.json.Decoder(Terms).decode
 
 
@@ -39,9 +40,11 @@ async def read_base(database: Database, product_id: str) -> Base | None:
         for rows in await _read_letters(connection, product_id, product["epoch"]):
             _add(rows.orders, rows.refunds, past)
             _add(rows.holds, rows.hold_changes, held)
+    # what is noted as reset is asked for when it was not: the store had lost it, and now it is to be there again
+    state = "open" if product["state"] == RESET else product["state"]
     return Base(
         epoch=product["epoch"],
-        counters=Counters(*(product[name] for name in ("version", "initial", "restocked", "sold", "held", "state"))),
+        counters=Counters(state=state, **{name: product[name] for name in _SUMS}),
         early_count=product["early"],
         terms=_decode_terms(product["terms"]) if product["terms"] else None,
         orders=[_order(past[version]) for version in sorted(past)],

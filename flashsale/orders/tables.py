@@ -29,6 +29,8 @@ ORDER_ID_SIZE_MAX = ID_SIZE_MAX + 64
 """Time, version and epoch stand before the product; 32 is what they have in this century."""
 NAME_COUNT = 1_000
 """Products in one query: databases take some ten thousand values at most."""
+RESET = "reset"
+"""The state of a product that the store has no more, as an operator or a schedule wanted it."""
 MYSQL = ("mysql", "mariadb")
 """Two names for what is one to us."""
 

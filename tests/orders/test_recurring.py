@@ -291,6 +291,22 @@ async def test_who_opens_a_sale_asks_the_database_first(shop: Shop, admin: Admin
     assert (found.sold, found.remaining, found.state) == (45, 5, "open")
 
 
+async def test_a_sale_that_was_taken_for_deleted_is_open_once_it_was_rebuilt(shop: Shop, admin: Admin) -> None:
+    product = (await opened(admin)).product_id
+    await shop.buy(product, "a")
+    await moved(shop)
+    async with fenced(shop) as fence:
+        assert await fence.check() == []
+        await lose(shop, product)
+        assert await fence.check() == []
+        assert await state_of(shop, product) == "reset"
+        assert await fence.check_due([product]) == [product]
+    await admin.recover(product, partial(read_base, shop.database, product))
+    assert await shop.redis.hget(f"product:{product}:sale", "state") == b"open"
+    await shop.buy(product, "b")
+    assert (await admin.audit(product, partial(read_base, shop.database, product))).ok
+
+
 async def test_what_the_database_does_not_know_is_opened(shop: Shop, admin: Admin) -> None:
     async with fenced(shop) as fence:
         await admin.schedules.add(Schedule(name="s", every_s=LONG_S, item_count=50))
