@@ -18,7 +18,8 @@ from flashsale.store.schedules import Overview
 _LOOK_S = 1.0
 """Between two looks, unless a period ends before that."""
 _RETIRE_S = 10.0
-"""Between two times that old sales are deleted."""
+"""Between two times that old sales are deleted, and before the first: a database that was set back meanwhile has to be
+looked at by a mover first, who notes what it has."""
 _CALM_S = 2.0
 """From a look to the end of a period, at least, for old sales to be deleted: the next one is not to wait for that."""
 _MARGIN_S = 0.002
@@ -69,7 +70,7 @@ class Scheduler:
         self._check = check
         self._compare = compare
         self._current: dict[str, CurrentSale] = {}  # by schedules, the first by name first
-        self._retired_at = -inf
+        self._retired_at: float | None = None
         self._troubles: dict[str, str] = {}  # what cannot be done -> why, as far as the log knows
 
     def find(self, name: str | None = None) -> CurrentSale | None:
@@ -124,6 +125,8 @@ class Scheduler:
             await self._compare()
         ends = [next_begin(schedule, int(look.now_s)) - look.now_s for schedule in look.schedules.values()]
         left_s = min(ends, default=inf)
+        if self._retired_at is None:
+            self._retired_at = looked_at
         if loop.time() - self._retired_at >= _RETIRE_S and left_s - (loop.time() - looked_at) >= _CALM_S:
             self._retired_at = loop.time()
             await self._tidy(look)

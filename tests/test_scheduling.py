@@ -191,8 +191,9 @@ async def test_nothing_is_opened_for_whoever_saw_another_store_or_another_time(a
 
 
 async def test_a_sale_that_a_wrong_clock_has_opened_keeps_none_from_being_opened(
-    admin: Admin, embedded: EmbeddedStore, redis: Redis
+    admin: Admin, embedded: EmbeddedStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(scheduling, "_RETIRE_S", 0)
     hourly = structs.replace(WEEKLY, name="hourly", every_s=3_600)
     for schedule in (WEEKLY, hourly):
         await admin.schedules.add(schedule)
@@ -294,8 +295,16 @@ async def test_three_race_over_the_boundaries_while_the_crowd_buys(
 
 @pytest.mark.parametrize(("left_s", "pause_s", "is_tidied"), [(1.5, 1.0, False), (0.4, 0.4, False), (3.0, 0.7, True)])
 async def test_what_is_not_urgent_keeps_no_sale_from_being_opened_in_time(
-    admin: Admin, embedded: EmbeddedStore, left_s: float, pause_s: float, *, is_tidied: bool
+    admin: Admin,
+    embedded: EmbeddedStore,
+    monkeypatch: pytest.MonkeyPatch,
+    left_s: float,
+    pause_s: float,
+    *,
+    is_tidied: bool,
 ) -> None:
+    monkeypatch.setattr(scheduling, "_RETIRE_S", 0)
+
     class Slow(RedisSchedules):
         tidied = False
 
@@ -400,7 +409,7 @@ async def test_a_bug_ends_no_scheduler(caplog: pytest.LogCaptureFixture, monkeyp
 
 
 async def test_what_is_known_of_removed_schedules_is_forgotten_in_the_end(
-    admin: Admin, embedded: EmbeddedStore, redis: Redis
+    admin: Admin, embedded: EmbeddedStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await admin.schedules.add(WEEKLY)
     await admin.schedules.add(structs.replace(WEEKLY, name="gone", every_s=1))
@@ -412,9 +421,12 @@ async def test_what_is_known_of_removed_schedules_is_forgotten_in_the_end(
         async with asyncio.timeout(10):
             while (await admin.schedules.look()).now_s < gone.ends_at:  # noqa: ASYNC110 - it is the store's clock
                 await asyncio.sleep(0.05)
-    async with scheduler(embedded.url) as another:  # one tidies up with its first look
+    async with scheduler(embedded.url) as another:
         await another.start()
         assert another.find("gone") is None
+        assert await redis.hlen("schedules_opened") == 2, "nothing is tidied up with the first look"
+        monkeypatch.setattr(scheduling, "_RETIRE_S", 0)
+        await another.start()
     assert await redis.hkeys("schedules_opened") == ["weekly"]
 
 
