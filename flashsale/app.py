@@ -327,7 +327,7 @@ async def _sell(
         await stopping.wait()
         draining.set()
         if grpc is not None:
-            await grpc.retire()
+            grpc.retire()
         await asyncio.sleep(config.drain_delay_s)
         _log.info("draining %d connections", server.connection_count)
         for task in beside:

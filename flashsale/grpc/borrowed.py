@@ -7,43 +7,39 @@ import inspect
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from flashsale.domain.answers import BUSY
+from flashsale.grpc import health
 from flashsale.grpc.outcomes import refuse_with
-
-_SERVING = 1  # HealthCheckResponse.SERVING
 
 
 class Borrowed:
     """Those services, for one worker. To them it is the server that they are added to."""
 
-    def __init__(self, service: str, *, stream_count_max: int) -> None:
-        """Tell of a service, which is not serving yet.
+    def __init__(self, service: str, *, stream_count_max: int, frame_timeout_s: float, write_timeout_s: float) -> None:
+        """Tell of a service, which is serving.
 
         Args:
             service: its full name.
             stream_count_max: streams at once; one beyond them is told that the server is busy.
+            frame_timeout_s: for a request to come.
+            write_timeout_s: a client that does not take a response for so long is parted from.
         """
         self.handlers: dict[str, Any] = {}
         """By path."""
-        self._service = service
         self._stream_count_max = stream_count_max
         self._stream_count = 0
-        self._health = health.HealthServicer()
-        services = (service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self)
+        self._health = health.Health(service, frame_timeout_s=frame_timeout_s, write_timeout_s=write_timeout_s)
+        once, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        told = {"Check": once(self._health.check), "List": once(self._health.list), "Watch": stream(self._health.watch)}
+        self.add_registered_method_handlers(health.NAME, told)
+        services = (service, health.NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(services), self)
 
-    async def begin(self) -> None:
-        """Have health say SERVING."""
-        await self._health.set(self._service, _SERVING)
-
-    async def retire(self) -> None:
+    def retire(self) -> None:
         """Have health say NOT_SERVING, for good."""
-        await self._health.enter_graceful_shutdown()
+        self._health.retire()
 
     # Called by generated code
 

@@ -95,7 +95,12 @@ class GrpcDoor:
             frame_timeout_s=limits.frame_timeout_s,
             write_timeout_s=limits.write_timeout_s,
         )
-        self._borrowed = Borrowed(SERVICE, stream_count_max=limits.borrowed_count_max)
+        self._borrowed = Borrowed(
+            SERVICE,
+            stream_count_max=limits.borrowed_count_max,
+            frame_timeout_s=limits.frame_timeout_s,
+            write_timeout_s=limits.write_timeout_s,
+        )
         once, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
         orders = make_handlers(Means(ask, limits.frame_timeout_s, rates))
         handlers = {f"/{SERVICE}/{name}": once(handler) for name, handler in orders.items()}
@@ -112,12 +117,11 @@ class GrpcDoor:
         host, port = listening.getsockname()[:2]
         listening.close()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        await self._borrowed.begin()
         await self._core.start(address)
 
-    async def retire(self) -> None:
+    def retire(self) -> None:
         """Have health say NOT_SERVING, so that buyers are sent elsewhere; calls are answered as before."""
-        await self._borrowed.retire()
+        self._borrowed.retire()
 
     async def drain(self, answered: Awaitable[None], *, timeout_s: float) -> None:
         """Take no new calls, end the streams, answer what is under way.
@@ -126,7 +130,7 @@ class GrpcDoor:
             answered: done when every submitted request has its answer.
             timeout_s: after so many seconds the calls that are left are cancelled.
         """
-        await self.retire()
+        self.retire()
         self._watching.drain()
         stopping = asyncio.get_running_loop().create_task(self._core.stop(timeout_s))
         try:

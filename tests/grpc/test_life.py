@@ -17,6 +17,7 @@ from flashsale.grpc.orders_pb2_grpc import OrderServiceStub
 from flashsale.store.admin import Admin
 from tests.e2e.conftest import children_of
 from tests.grpc.client import PATIENCE_S, refused
+from tests.grpc.frames import Frames
 
 BUYERS_COUNT = 40
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
@@ -210,3 +211,22 @@ def test_calls_that_take_too_long_are_cancelled_at_the_end(start_server, home, s
         finally:
             os.kill(store_pid, signal.SIGCONT)
     assert server.wait() == 0
+
+
+def test_a_watcher_of_health_that_takes_nothing_keeps_nobody_waiting(start_server, home):
+    server = start_server("--grpc", "127.0.0.1:0", FLASHSALE_DRAIN_DELAY_S="2")
+    with (
+        Frames(server.grpc_port, window=0) as slow,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        slow.call(1, "/grpc.health.v1.Health/Watch", b"")
+        health = health_pb2_grpc.HealthStub(channel)
+        quick = health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert next(quick).status == health_pb2.HealthCheckResponse.SERVING
+        listed = health.List(health_pb2.HealthListRequest(), timeout=PATIENCE_S).statuses
+        assert {name: told.status for name, told in listed.items()} == {"": 1, "flashsale.v1.OrderService": 1}
+        os.kill(server.pid, signal.SIGTERM)
+        assert next(quick).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert server.wait() == 0
+    said = (home / "server.log").read_text()
+    assert "Traceback" not in said, said
