@@ -24,3 +24,13 @@ async def receive(context: Any, timeout_s: float) -> bytes | Refusal:
     except TimeoutError:
         return LATE
     return UNREADABLE if raw is grpc.aio.EOF else raw
+
+
+async def receive_next(context: Any, timeout_s: float) -> bytes | Refusal | None:
+    """Return the bytes of a stream's next message, likewise; None when there are no more."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            raw: bytes = await context.read()
+    except TimeoutError:
+        return LATE
+    return None if raw is grpc.aio.EOF else raw

@@ -18,6 +18,7 @@ from flashsale.store.admin import Admin
 from flashsale.store.ledger import RedisLedger
 from flashsale.subscriptions import FeedLimits
 from tests.grpc.client import PATIENCE_S
+from tests.grpc.frames import REFLECTION, Frames
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 PURCHASE = PurchaseRequest(item_id="p", request_id="r", user_id="ann", quantity=1)
@@ -126,6 +127,27 @@ async def test_a_message_that_does_not_come_is_late(store_url):
             assert dict(await call.trailing_metadata()) == {"reason": "late"}
             never.set()
             never.clear()
+
+
+@pytest.mark.parametrize("path", ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", REFLECTION])
+async def test_calls_of_health_and_reflection_without_a_message_are_late(store_url, path):
+    async with open_door(store_url, frame_timeout_s=0.2, call_count_max=1) as address:
+        with Frames(int(address.rpartition(":")[2])) as frames:
+            frames.call(1, path)
+            heard = await asyncio.to_thread(frames.end_of, 1)
+        assert b"late" in heard[-1][1]
+        async with grpc.aio.insecure_channel(address) as channel:
+            told = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+            assert told.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_streams_count_that_have_sent_nothing(store_url):
+    async with open_door(store_url, borrowed_count_max=1) as address:
+        with Frames(int(address.rpartition(":")[2])) as frames:
+            frames.call(1, "/grpc.health.v1.Health/Watch")
+            frames.call(3, REFLECTION)
+            heard = await asyncio.to_thread(frames.end_of, 3)
+            assert b"busy" in heard[-1][1]
 
 
 async def test_a_call_without_a_message_is_unreadable(store_url):
