@@ -34,6 +34,7 @@ from flashsale.grpc.outcomes import (
 )
 from flashsale.grpc.rates import Rates
 from flashsale.grpc.receiving import receive
+from flashsale.grpc.sending import send
 from flashsale.wire import FrameReader, decode_feed_event
 
 _EPOCH_LENGTH_MAX = 64
@@ -166,16 +167,17 @@ class Watching:
             await self._serve(request, watcher, context)
             if watcher.ending is not None:
                 refuse(context, *watcher.ending)
-        except TimeoutError:
-            refuse(context, TOO_SLOW)
         except grpc.aio.BaseError:
             raise  # the client has gone: gRPC knows what to do
         except Exception:  # noqa: BLE001 - a bug, which is logged there
             tell_defect(context, "Watch")
         finally:
-            watcher.gone = True
-            self._watchers.discard(watcher)
-            self._feed.forget(watcher)
+            self._leave(watcher)
+
+    def _leave(self, watcher: Watcher) -> None:
+        watcher.gone = True
+        self._watchers.discard(watcher)
+        self._feed.forget(watcher)
 
     async def _serve(self, request: Subscribe, watcher: Watcher, context: Any) -> None:
         """Serve until it is parted from."""
@@ -188,23 +190,29 @@ class Watching:
         if not isinstance(answer, Subscribed):
             watcher.dismiss(answer)
             return
-        await self._write(context, _announcement(answer))
+        await self._write(watcher, context, _announcement(answer))
+        if watcher.ending is not None:
+            return
         watcher.announced = True
         self._feed.pump(watcher)
         while watcher.ending is None:
             await watcher.changed()
             while watcher.frames:
                 for response in self._responses(watcher.frames):
-                    await self._write(context, response)
+                    await self._write(watcher, context, response)
                     if watcher.ending is not None:
                         return
                 watcher.frames = b""
                 self._feed.pump(watcher)
 
-    async def _write(self, context: Any, response: bytes) -> None:
-        """Send a response; raise TimeoutError when the client does not take it."""
-        async with asyncio.timeout(self._write_timeout_s):
-            await context.write(response)
+    async def _write(self, watcher: Watcher, context: Any, response: bytes) -> None:
+        """Send a response; part from the watcher when it does not take it, which it is told once it has."""
+
+        def part() -> None:
+            watcher.end(TOO_SLOW, TOO_SLOW.as_metadata())
+            self._leave(watcher)
+
+        await send(context, response, self._write_timeout_s, part)
 
     def _responses(self, frames: bytes) -> Iterator[bytes]:
         """Give the responses that tell of these events, each made when it is asked for.

@@ -150,6 +150,23 @@ async def test_streams_count_that_have_sent_nothing(store_url):
             assert b"busy" in heard[-1][1]
 
 
+async def test_a_watcher_that_takes_not_even_the_first_response_is_told_so(store_url, product_id):
+    async with Admin(store_url) as admin:
+        await admin.init(product_id, 1)
+    request = WatchRequest(product_id=product_id).SerializeToString()
+    async with open_door(store_url, write_timeout_s=0.2, watcher_count_max=1) as address:
+        with Frames(int(address.rpartition(":")[2]), window=0) as frames:
+            frames.call(1, "/flashsale.v1.OrderService/Watch", request)
+            await asyncio.sleep(1)  # being slow is what it does
+            async with grpc.aio.insecure_channel(address) as channel:
+                other = OrderServiceStub(channel).Watch(WatchRequest(product_id=product_id), timeout=PATIENCE_S)
+                await other.read()  # the slow one's place is free
+                other.cancel()
+            frames.open_window(1, 65_535)
+            heard = await asyncio.to_thread(frames.end_of, 1)
+            assert b"too-slow" in heard[-1][1]
+
+
 async def test_a_call_without_a_message_is_unreadable(store_url):
     async with open_door(store_url) as address, grpc.aio.insecure_channel(address) as channel:
         call = channel.stream_unary("/flashsale.v1.OrderService/Purchase")(iter(()), timeout=PATIENCE_S)
