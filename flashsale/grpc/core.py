@@ -19,6 +19,9 @@ _OPEN_PAUSE_S = 0.1
 _END_S = 10.0
 """For the calls of one that has ended; streams go on at the next one from where they were."""
 
+_CANCEL_S = 0.5
+"""For those that were cancelled; a connection whose client takes nothing holds its server up for longer."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +57,8 @@ class Core:
         self._server: _Server | None = None
         self._failed = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
+        self._servers: set[_Server] = set()
+        """That one and those that have failed, with calls under way."""
         self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self, address: str) -> None:
@@ -65,14 +70,15 @@ class Core:
     async def stop(self, grace_s: float) -> None:
         """Take no more calls; return when those under way have ended, which they have to after so many seconds.
 
+        Soon after that it returns in any case: a client that takes nothing does not hold it up.
+
         It may be called again meanwhile, with less time.
         """
         if self._keeping is not None:
             self._keeping.cancel()
-        if self._server is not None:
-            await _end(self._server, grace_s)
-        for task in self._ending:
-            task.cancel()
+        ends = {self._begin_end(server, grace_s) for server in self._servers}
+        if ends:
+            await asyncio.wait(ends, timeout=grace_s + _CANCEL_S)
 
     async def _open(self) -> None:
         server = self._server = _Server(self._options, self._call_count_max, self._failed.set)
@@ -84,6 +90,17 @@ class Core:
         if not opened:
             raise ListenError(f"cannot listen on {self._address}: gRPC does not get it")
         await server.start()
+        self._servers.add(server)
+
+    def _begin_end(self, server: _Server, grace_s: float) -> asyncio.Task[None]:
+        ending = asyncio.get_running_loop().create_task(self._end(server, grace_s))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        return ending
+
+    async def _end(self, server: _Server, grace_s: float) -> None:
+        await _end(server, grace_s)
+        self._servers.discard(server)
 
     async def _keep(self) -> None:
         """Put another server in the place of one that has failed, for ever."""
@@ -91,9 +108,7 @@ class Core:
             await self._failed.wait()
             self._failed.clear()
             if self._server is not None:
-                ending = asyncio.get_running_loop().create_task(_end(self._server, _END_S))
-                self._ending.add(ending)
-                ending.add_done_callback(self._ending.discard)
+                self._begin_end(self._server, _END_S)
             try:
                 await self._open()
             except ListenError as error:

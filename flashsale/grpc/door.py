@@ -136,10 +136,12 @@ class GrpcDoor:
         try:
             async with asyncio.timeout(timeout_s):
                 await answered
-            await self._core.stop(min(_LINGER_S, timeout_s))
         except TimeoutError:
             _log.warning("calls over gRPC are cancelled: they took too long")
-        await stopping
+            await stopping
+        else:
+            await self._core.stop(min(_LINGER_S, timeout_s))
+            stopping.cancel()  # it waits for what is left, if there is anything
 
 
 def _options(limits: GrpcLimits) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from flashsale.grpc.orders_pb2_grpc import OrderServiceStub
 from flashsale.store.admin import Admin
 from tests.e2e.conftest import children_of
 from tests.grpc.client import PATIENCE_S, refused
-from tests.grpc.frames import Frames
+from tests.grpc.frames import Frames, block
 
 BUYERS_COUNT = 40
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
@@ -230,3 +231,16 @@ def test_a_watcher_of_health_that_takes_nothing_keeps_nobody_waiting(start_serve
         assert server.wait() == 0
     said = (home / "server.log").read_text()
     assert "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-orders"]])
+def test_a_connection_that_takes_nothing_does_not_hold_the_end_up(start_server, home, flags):
+    server = start_server("--grpc", "127.0.0.1:0", *flags, FLASHSALE_DRAIN_TIMEOUT_S="5")
+    with block(server.grpc_port):
+        os.kill(server.pid, signal.SIGTERM)
+        began = time.monotonic()
+        assert server.wait() == 0
+        assert time.monotonic() - began < 5
+    said = (home / "server.log").read_text()
+    assert "Traceback" not in said, said
+    assert "ERROR" not in said, said
