@@ -26,6 +26,10 @@ METADATA_SIZE_MAX = 8 * 1024
 KEEPALIVE_S = 60
 """A connection that says nothing for so long is asked whether it is still there."""
 KEEPALIVE_ANSWER_S = 20
+CONNECTION_AGE_S = 30 * 60
+"""Then a connection gets no new calls, which the client's library makes on another one."""
+CONNECTION_GRACE_S = 60
+"""After that it is closed: else who takes no responses could hold the room of their calls for ever."""
 PING_PAUSE_S = 10
 """A client may ask that every so many seconds; one that does so more often is parted from."""
 _LINGER_S = 1.0
@@ -162,6 +166,8 @@ def _options(limits: GrpcLimits) -> list[tuple[str, int]]:
         ("grpc.http2.bdp_probe", 0),  # which would make more of that
         ("grpc.server_handshake_timeout_ms", round(limits.frame_timeout_s * 1000)),
         ("grpc.max_connection_idle_ms", round(limits.idle_timeout_s * 1000)),
+        ("grpc.max_connection_age_ms", round(CONNECTION_AGE_S * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(CONNECTION_GRACE_S * 1000)),
         ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_S * 1000),
         ("grpc.keepalive_permit_without_calls", 1),

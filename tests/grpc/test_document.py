@@ -60,6 +60,9 @@ def test_the_bounds_are_those_of_the_code():
     assert bounds["streams of `Watch` in a worker"].startswith(f"{defaults['watcher_count_max']:,},")
     assert bounds["streams of health and reflection in a worker"] == str(defaults["borrowed_count_max"])
     assert bounds["metadata of a call"] == f"{door.METADATA_SIZE_MAX:,} bytes"
+    age = bounds["a connection in all"]
+    assert age.startswith(f"{door.CONNECTION_AGE_S // 60} min,")
+    assert f"and {door.CONNECTION_GRACE_S} s" in age
     assert str(door.KEEPALIVE_S) in bounds["a connection that says nothing"]
     assert str(door.KEEPALIVE_ANSWER_S) in bounds["a connection that says nothing"]
     assert bounds["pings of a client"] == f"one in {door.PING_PAUSE_S} s"

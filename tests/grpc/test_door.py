@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from flashsale.domain.answers import BUSY
 from flashsale.feed import Feed
+from flashsale.grpc import door as door_module
 from flashsale.grpc.door import GrpcDoor, GrpcLimits
 from flashsale.grpc.orders_pb2 import PurchaseRequest, WatchRequest
 from flashsale.grpc.orders_pb2_grpc import OrderServiceStub
@@ -18,7 +19,7 @@ from flashsale.store.admin import Admin
 from flashsale.store.ledger import RedisLedger
 from flashsale.subscriptions import FeedLimits
 from tests.grpc.client import PATIENCE_S
-from tests.grpc.frames import REFLECTION, Frames
+from tests.grpc.frames import GOAWAY, REFLECTION, Frames
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 PURCHASE = PurchaseRequest(item_id="p", request_id="r", user_id="ann", quantity=1)
@@ -172,6 +173,27 @@ async def test_a_call_without_a_message_is_unreadable(store_url):
         call = channel.stream_unary("/flashsale.v1.OrderService/Purchase")(iter(()), timeout=PATIENCE_S)
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert dict(await call.trailing_metadata()) == {"reason": "unreadable"}
+
+
+async def test_who_takes_no_responses_is_parted_from_at_last(store_url, product_id, monkeypatch):
+    monkeypatch.setattr(door_module, "CONNECTION_AGE_S", 0.5)
+    monkeypatch.setattr(door_module, "CONNECTION_GRACE_S", 0.5)
+    async with Admin(store_url) as admin:
+        await admin.init(product_id, 1)
+    async with open_door(store_url) as address, grpc.aio.insecure_channel(address) as channel:
+        stream = OrderServiceStub(channel).Watch(WatchRequest(product_id=product_id), timeout=PATIENCE_S)
+        await stream.read()
+        with Frames(int(address.rpartition(":")[2]), window=0) as frames:
+            frames.call(1, "/flashsale.v1.OrderService/Purchase", PURCHASE.SerializeToString())
+            kinds = await asyncio.to_thread(lambda: [kind for kind, *_ in frames.take()])
+            assert GOAWAY in kinds
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stream.read()
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "reason" not in dict(error.value.trailing_metadata() or ())
+        again = OrderServiceStub(channel).Watch(WatchRequest(product_id=product_id), timeout=PATIENCE_S)
+        await again.read()
+        again.cancel()
 
 
 @pytest.mark.parametrize("given", ["cart-4711", "no id"])
