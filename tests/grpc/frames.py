@@ -39,10 +39,8 @@ def head(path: str) -> bytes:
         "te": "trailers",
         "content-type": "application/grpc",
     }
-    return b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in fields.items()
-    )
+    pairs = ((name.encode(), value.encode(errors="surrogateescape")) for name, value in fields.items())
+    return b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in pairs)
 
 
 class Frames:

@@ -196,6 +196,31 @@ async def test_who_takes_no_responses_is_parted_from_at_last(store_url, product_
         again.cancel()
 
 
+async def test_calls_of_a_server_that_has_failed_are_answered_at_the_end(store_url):
+    asked, done = asyncio.Event(), asyncio.Event()
+
+    async def ask(request):
+        asked.set()
+        await done.wait()
+        return BUSY
+
+    async with AsyncExitStack() as stack:
+        door = open_door(store_url, ask)
+        address = await door.__aenter__()
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+        call = OrderServiceStub(channel).Purchase(PURCHASE, timeout=PATIENCE_S)
+        await asked.wait()
+        with Frames(int(address.rpartition(":")[2])) as frames:
+            frames.call(1, "/\udcff")  # no UTF-8: another server takes its place
+            await asyncio.sleep(0.5)
+        asyncio.get_running_loop().call_later(0.3, done.set)
+        await door.__aexit__(None, None, None)
+        assert done.is_set(), "the end waits for it"
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call
+        assert dict(error.value.trailing_metadata())["reason"] == "busy"
+
+
 @pytest.mark.parametrize("given", ["cart-4711", "no id"])
 async def test_a_bug_is_logged_and_told_without_its_words(store_url, caplog, given):
     async def ask(request):
