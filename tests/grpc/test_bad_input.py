@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import time
 from contextlib import suppress
 
 import grpc
@@ -21,6 +22,7 @@ from flashsale.grpc.orders_pb2 import (
     WatchRequest,
 )
 from tests.grpc.client import PATIENCE_S, refused
+from tests.grpc.frames import CANCEL, REFLECTION, RESET, Frames
 
 SERVICE = "/flashsale.v1.OrderService"
 GOOD = {"item_id": "p", "user_id": "ann", "request_id": "r", "quantity": 1}
@@ -239,6 +241,20 @@ def test_whatever_comes_to_reflection_is_answered(channel, raw):
     with suppress(grpc.RpcError):
         list(call)
     assert call.code().name in {"OK", "INVALID_ARGUMENT"}
+
+
+def test_who_sends_nonsense_and_goes_is_not_logged(server):
+    """See the fixture: a traceback in the log fails these tests."""
+    for path in "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", REFLECTION:
+        with Frames(server.grpc_port) as frames:
+            for number in range(100):
+                frames.call(2 * number + 1, path, b"\xff", last=False)
+                time.sleep(number % 10 * 0.0002)
+                frames.send(RESET, 0, 2 * number + 1, CANCEL)
+    with Frames(server.grpc_port) as frames:
+        for number, path in enumerate(("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", REFLECTION)):
+            frames.call(2 * number + 1, path, b"\xff")
+            assert b"unreadable" in frames.end_of(2 * number + 1)[-1][1]
 
 
 def test_the_server_is_still_there(channel):
