@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from flashsale.domain.answers import BUSY
-from flashsale.grpc import health
 from flashsale.grpc.defects import tell_defect
+from flashsale.grpc.health import NAME, Health
 from flashsale.grpc.orders import as_bytes
 from flashsale.grpc.outcomes import TOO_SLOW, UNREADABLE, Refusal, refuse, refuse_with
 from flashsale.grpc.receiving import receive_next
@@ -39,13 +39,13 @@ class Borrowed:
         self._stream_count = 0
         self._frame_timeout_s = frame_timeout_s
         self._write_timeout_s = write_timeout_s
-        self._health = health.Health(service, frame_timeout_s=frame_timeout_s, write_timeout_s=write_timeout_s)
-        self._reflection = reflection.aio.ReflectionServicer((service, health.NAME, reflection.SERVICE_NAME))
+        self._health = Health(service, frame_timeout_s=frame_timeout_s, write_timeout_s=write_timeout_s)
+        self._reflection = reflection.aio.ReflectionServicer((service, NAME, reflection.SERVICE_NAME))
         once = grpc.stream_unary_rpc_method_handler
         self.handlers: dict[str, Any] = {
-            f"/{health.NAME}/Check": once(self._health.check),
-            f"/{health.NAME}/List": once(self._health.list),
-            f"/{health.NAME}/Watch": self._bounded(self._health.watch),
+            f"/{NAME}/Check": once(self._health.check),
+            f"/{NAME}/List": once(self._health.list),
+            f"/{NAME}/Watch": self._bounded(self._health.watch),
             f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": self._bounded(self._reflect),
         }
         """By path. To the library each takes a stream, so that it does not wait for a message by itself, for ever."""
