@@ -123,9 +123,13 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
             uvloop.run(_work(config, store, None, ports, board, 0, ready))
             return 0
         pipe = Pipe() if config.record_attempts else None
+
+        def start(number: int, told: Callable[[], None]) -> None:
+            uvloop.run(_work(config, store, pipe, ports, board, number, told))
+
         try:
             return supervisor.supervise(
-                [partial(_start, config, store, pipe, ports, board, number) for number in range(config.workers)],
+                [partial(start, number) for number in range(config.workers)],
                 ready,
                 beside=_work_beside(config, store, pipe),
                 stop_timeout_s=config.drain_delay_s + config.drain_timeout_s + 1,
@@ -134,19 +138,6 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
             lost_count = pipe.close() if pipe is not None else 0
             if lost_count:
                 _log.error("%d attempts are not recorded: no recorder took them", lost_count)
-
-
-def _start(
-    config: Config,
-    store: Store,
-    pipe: Pipe | None,
-    ports: Ports,
-    board: Board,
-    number: int,
-    ready: Callable[[], None],
-) -> None:
-    """Serve in a process of its own, as the worker of that number."""
-    uvloop.run(_work(config, store, pipe, ports, board, number, ready))
 
 
 def _work_beside(config: Config, store: Store, pipe: Pipe | None) -> list[supervisor.Work]:

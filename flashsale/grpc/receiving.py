@@ -18,12 +18,8 @@ async def receive(context: Any, timeout_s: float) -> bytes | Refusal:
         context: the call's grpc.aio.ServicerContext.
         timeout_s: from the beginning of the call to the end of the message.
     """
-    try:
-        async with asyncio.timeout(timeout_s):
-            raw: bytes = await context.read()
-    except TimeoutError:
-        return LATE
-    return UNREADABLE if raw is grpc.aio.EOF else raw
+    raw = await receive_next(context, timeout_s)
+    return UNREADABLE if raw is None else raw
 
 
 async def receive_next(context: Any, timeout_s: float) -> bytes | Refusal | None:

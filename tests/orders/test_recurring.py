@@ -220,6 +220,16 @@ async def lose(shop: Shop, product_id: str) -> None:
     await shop.redis.srem("products", product_id)
 
 
+async def move_and_lose(shop: Shop, fence: Fence, product_id: str) -> None:
+    """Move what was sold into the database, a fence looking on, and have the store lose it."""
+    async with shop.mover() as mover:
+        await mover.look()
+        assert await fence.check() == []
+        await shop.step(mover)
+    assert await fence.check() == []
+    await lose(shop, product_id)
+
+
 @asynccontextmanager
 async def fenced(shop: Shop, kind: type[Fence] = Fence) -> AsyncIterator[Fence]:
     """A fence as a worker has it, which goes on from check to check."""
@@ -272,12 +282,7 @@ async def test_who_opens_a_sale_asks_the_database_first(shop: Shop, admin: Admin
     await shop.buy(product, *(f"u{number}" for number in range(45)))
     schedules = admin.schedules
     async with fenced(shop) as fence:
-        async with shop.mover() as mover:
-            await mover.look()
-            assert await fence.check() == []
-            await shop.step(mover)
-        assert await fence.check() == []
-        await lose(shop, product)
+        await move_and_lose(shop, fence, product)
         if was_noted_as_reset:
             assert await fence.check() == []
         await Scheduler(schedules, check=fence.check_due).start()
@@ -346,12 +351,7 @@ async def test_a_sale_that_was_opened_unseen_is_known_by_its_moments(shop: Shop,
     product = (await opened(admin)).product_id
     await shop.buy(product, *(f"u{number}" for number in range(5)))
     async with fenced(shop) as fence:
-        async with shop.mover() as mover:
-            await mover.look()
-            assert await fence.check() == []
-            await shop.step(mover)
-        assert await fence.check() == []
-        await lose(shop, product)
+        await move_and_lose(shop, fence, product)
         assert await fence.check() == [], "in the same run of the store"
         await opened(admin)
         await shop.buy(product, *(f"v{number}" for number in range(20)))
