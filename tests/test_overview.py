@@ -1,7 +1,7 @@
 """Products at a glance, on a real store."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import count
 
 import pytest
@@ -42,6 +42,15 @@ class Scene:
         self.now_s += 1
         found = await self.overview.look()
         return None if found is None else {view.product_id: view for view in found}
+
+    async def put(self, names: Sequence[str]) -> None:
+        """Put products there, of one unit each."""
+        async with self.redis.pipeline() as pipeline:
+            pipeline.sadd("products", *names)
+            for name in names:
+                pipeline.set(f"product:{name}:stock", 1)
+                pipeline.hset(f"product:{name}:sale", mapping={"version": 1, "initial": 1})
+            await pipeline.execute()
 
     async def close(self) -> None:
         await self.overview.close()
@@ -132,12 +141,7 @@ async def test_beyond_a_number_each_look_is_at_those_that_were_shown_and_a_part_
     monkeypatch.setattr(overview, "SHOWN_COUNT_MAX", 2)
     monkeypatch.setattr(overview, "_KNOWN_COUNT_MAX", 1_000)
     names = [f"p{number}" for number in range(140)]  # a set of so many is not told in one piece
-    async with scene.redis.pipeline() as pipeline:
-        pipeline.sadd("products", *names)
-        for name in names:
-            pipeline.set(f"product:{name}:stock", 1)
-            pipeline.hset(f"product:{name}:sale", mapping={"version": 1, "initial": 1})
-        await pipeline.execute()
+    await scene.put(names)
     for _ in range(20):
         await scene.look()
     await scene.redis.hset("product:p77:sale", "version", 2)
@@ -152,6 +156,20 @@ async def test_beyond_a_number_each_look_is_at_those_that_were_shown_and_a_part_
     for _ in range(5):
         await scene.look()
     assert len(scene.overview._seen) <= 10 + 18
+
+
+@pytest.mark.parametrize("prefix", ["", *"abcdefgh"])  # a set of numbers is told in one piece, others in uneven ones
+async def test_none_is_left_out_where_the_store_tells_of_more_than_it_was_asked_for(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    monkeypatch.setattr(overview, "LOOKED_AT_COUNT_MAX", 16)
+    monkeypatch.setattr(overview, "SHOWN_COUNT_MAX", 200)
+    names = [f"{prefix}{number}" for number in range(140)]
+    await scene.put(names)
+    found: set[str] = set()
+    for _ in range(20):
+        found |= set(await scene.look() or {})
+    assert found == set(names)
 
 
 async def test_a_look_is_shared_for_a_second(scene: Scene) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
 from time import monotonic
 from typing import Any, cast
 
@@ -45,7 +44,8 @@ class Overview:
         """Name the store by its URL; connects with the first look."""
         self._redis = make_client(url, answer_timeout_s=_ANSWER_TIMEOUT_S)
         self._now = now
-        self._cursor = 0  # where the next look at the others begins
+        self._cursor = 0  # where the store goes on to name the others
+        self._named: list[str] = []  # by it, and not yet looked at
         self._seen: dict[str, _Seen] = {}
         self._shown: list[ProductView] | None = None
         self._chosen: list[str] = []  # when the store was there last
@@ -89,10 +89,12 @@ class Overview:
         if await cast("Any", self._redis.scard(keys.PRODUCTS)) <= LOOKED_AT_COUNT_MAX:
             found: Iterable[bytes] = await cast("Any", self._redis.smembers(keys.PRODUCTS))
             return [name.decode(errors="replace") for name in found]
-        # named, as its right is needed although it is rarely used
-        call = cast("Any", self._redis.execute_command)
-        self._cursor, others = await call("SSCAN", keys.PRODUCTS, self._cursor, "COUNT", LOOKED_AT_COUNT_MAX)
-        some = (name.decode(errors="replace") for name in islice(others, LOOKED_AT_COUNT_MAX))
+        if len(self._named) < LOOKED_AT_COUNT_MAX:
+            # named, as its right is needed although it is rarely used
+            call = cast("Any", self._redis.execute_command)
+            self._cursor, others = await call("SSCAN", keys.PRODUCTS, self._cursor, "COUNT", LOOKED_AT_COUNT_MAX)
+            self._named += [name.decode(errors="replace") for name in others]  # may be more, or fewer
+        some, self._named = self._named[:LOOKED_AT_COUNT_MAX], self._named[LOOKED_AT_COUNT_MAX:]
         return list(dict.fromkeys([*self._chosen, *some]))
 
     async def _read(self, names: Sequence[str]) -> list[tuple[ProductView, int]]:

@@ -1,9 +1,9 @@
 """Products, orders, holds, dead letters."""
 
 import sqlalchemy as sa
-from alembic import op
 from sqlalchemy.dialects import mysql
 
+from flashsale.orders.making import create_index, create_table
 from flashsale.orders.tables import ANY_TEXT, MYSQL, Moment, Name
 
 revision = "0001"
@@ -12,7 +12,7 @@ down_revision = None
 
 def upgrade() -> None:
     """Make the first tables. The types are the present ones; the columns stand here for good."""
-    op.create_table(
+    create_table(
         "products",
         sa.Column("product_id", Name(256)),
         sa.Column("epoch", Name(8), nullable=False),
@@ -28,7 +28,7 @@ def upgrade() -> None:
         sa.CheckConstraint("sold >= 0 AND held >= 0", name="ck_products_not_negative"),
         sa.CheckConstraint("sold + held <= initial + restocked", name="ck_products_not_oversold"),
     )
-    op.create_table(
+    create_table(
         "orders",
         sa.Column("order_id", Name(320)),
         sa.Column("product_id", Name(256), nullable=False),
@@ -46,8 +46,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("product_id", "epoch", "version", name="uq_orders_product_id_epoch_version"),
         sa.UniqueConstraint("product_id", "epoch", "request_id", name="uq_orders_product_id_epoch_request_id"),
     )
-    op.create_index("ix_orders_user_id", "orders", ["user_id"])
-    op.create_table(
+    create_index("ix_orders_user_id", "orders", ["user_id"])
+    create_table(
         "holds",
         sa.Column("product_id", Name(256)),
         sa.Column("epoch", Name(8)),
@@ -62,8 +62,8 @@ def upgrade() -> None:
         sa.Column("ended_at", Moment),
         sa.PrimaryKeyConstraint("product_id", "epoch", "version", name="pk_holds"),
     )
-    op.create_index("ix_holds_user_id", "holds", ["user_id"])
-    op.create_table(
+    create_index("ix_holds_user_id", "holds", ["user_id"])
+    create_table(
         "dead_letters",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite")),
         sa.Column("product_id", Name(256), nullable=False),

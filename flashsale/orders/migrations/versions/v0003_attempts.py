@@ -1,8 +1,8 @@
 """Attempts."""
 
 import sqlalchemy as sa
-from alembic import op
 
+from flashsale.orders.making import create_index, create_table
 from flashsale.orders.tables import ANY_TEXT, Moment, Name
 
 revision = "0003"
@@ -11,7 +11,7 @@ down_revision = "0002"
 
 def upgrade() -> None:
     """Make the tables of the attempts. The types are the present ones; the columns stand here for good."""
-    op.create_table(
+    create_table(
         "attempts",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite")),
         sa.Column("at", Moment, nullable=False),
@@ -27,8 +27,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_attempts"),
         **ANY_TEXT,
     )
-    op.create_index("ix_attempts_product_id_id", "attempts", ["product_id", "id"])
-    op.create_table(
+    create_index("ix_attempts_product_id_id", "attempts", ["product_id", "id"])
+    create_table(
         "attempts_dropped",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite")),
         sa.Column("at", Moment, nullable=False),
@@ -36,7 +36,7 @@ def upgrade() -> None:
         sa.Column("reason", Name(16), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_attempts_dropped"),
     )
-    op.create_table(
+    create_table(
         "attempt_recorders",
         sa.Column("name", Name(16)),
         sa.Column("settled", sa.BigInteger, nullable=False),
