@@ -66,9 +66,9 @@ async def _compare(round_count: int, duration_s: float, progress: Callable[[str]
         try:
             while not await database.has_table(attempts_dropped.name):  # noqa: ASYNC110 - another process makes it
                 await asyncio.sleep(_POLL_S)  # the recorder begins with it
-            for rig in (without, recording):
-                await _run(rig, SHAPES[0], min(_WARM_UP_S, duration_s))
-            attempt_count, dropped_count = await _settled(database, None)
+            await _run(without, SHAPES[0], min(_WARM_UP_S, duration_s))
+            attempt_count, _ = await _run(recording, SHAPES[0], min(_WARM_UP_S, duration_s))
+            dropped_count = await _settled(database, attempt_count)
             for number in range(1, round_count + 1):
                 for shape in SHAPES:
                     progress(f"round {number} of {round_count}: {shape.name}")
@@ -78,7 +78,7 @@ async def _compare(round_count: int, duration_s: float, progress: Callable[[str]
                         if records:
                             attempt_count += count
                             before = dropped_count
-                            attempt_count, dropped_count = await _settled(database, attempt_count)
+                            dropped_count = await _settled(database, attempt_count)
                             share = (dropped_count - before) / count
                     cells[shape.name].append(
                         Cell(without_per_s=rates[False], recorded_per_s=rates[True], dropped_share=share)
@@ -106,25 +106,23 @@ async def _run(rig: Rig, shape: Shape, duration_s: float) -> tuple[int, float]:
     return result.answer_count, result.throughput_per_s
 
 
-async def _settled(database: Database, attempt_count: int | None) -> tuple[int, int]:
-    """Wait until so many attempts are written or dropped, or none is any more; return both, and those dropped.
+async def _settled(database: Database, attempt_count: int) -> int:
+    """Wait until so many attempts are written or dropped; return how many were dropped.
 
     Raises:
-        FlashsaleError: attempts are missing.
+        FlashsaleError: attempts are missing, or there are more.
     """
     wanted = AttemptsWanted(product_id=_PRODUCT_ID)
-    found, changed_at = (-1, -1), asyncio.get_running_loop().time()
+    found, changed_at = -1, asyncio.get_running_loop().time()
     while True:
         dropped_count = sum((await reports.count_dropped(database)).values())
-        now = sum((await reports.count_attempts(database, wanted)).values()) + dropped_count, dropped_count
-        if now[0] == attempt_count:
-            return now
+        now = sum((await reports.count_attempts(database, wanted)).values()) + dropped_count
+        if now == attempt_count:
+            return dropped_count
         if now != found:
             found, changed_at = now, asyncio.get_running_loop().time()
-        elif asyncio.get_running_loop().time() > changed_at + (1.0 if attempt_count is None else _LAST_S):
-            if attempt_count is None:
-                return now
-            raise FlashsaleError(f"{attempt_count} attempts were made, {now[0]} are recorded or counted as dropped")
+        elif asyncio.get_running_loop().time() > changed_at + _LAST_S:
+            raise FlashsaleError(f"{attempt_count} attempts were made, {now} are recorded or counted as dropped")
         await asyncio.sleep(_POLL_S)
 
 
