@@ -16,35 +16,19 @@ import uvloop
 from msgspec import Struct
 
 from flashsale import crash, supervisor
-from flashsale.asking import Asker, Pace
 from flashsale.attempts import AttemptSender, Pipe
 from flashsale.backends import Store, open_admin, open_database, open_fence, open_store
 from flashsale.batching import Batcher, Limits
-from flashsale.breaker import State
 from flashsale.config import HTTP_WORDS, Config, split_address
-from flashsale.errors import ConfigError, ListenError, StoreUnavailableError
+from flashsale.doors import Doors, Inside, Ports
+from flashsale.errors import StoreUnavailableError
 from flashsale.expiry import Sweeper
 from flashsale.feed import Feed
-from flashsale.gating import Record, make_gate
 from flashsale.launch import raise_descriptor_limit
-from flashsale.limiting import Gate
 from flashsale.meter import Meter, MeteredEngine
-from flashsale.metrics import (
-    BREAKERS,
-    CONNECTIONS,
-    CONNECTS,
-    LIMITED,
-    QUEUE,
-    QUEUE_SIZE,
-    REFUSED,
-    SUBSCRIBERS,
-    Board,
-    place_of,
-)
-from flashsale.peers import Proxies
+from flashsale.metrics import CONNECTS, Board, place_of
 from flashsale.sampling import Sampler
 from flashsale.scheduling import Scheduler
-from flashsale.server import ServerLimits, TcpServer
 from flashsale.sockets import Port, tell_ready
 from flashsale.store.admin import Admin
 from flashsale.store.calendar import RedisCalendar
@@ -58,36 +42,21 @@ from flashsale.store.schedules import RedisSchedules
 from flashsale.store.strict import StrictEngine
 
 if TYPE_CHECKING:  # what is behind it takes longer to import than all else together: where it is not needed, it is not
-    from flashsale.grpc.door import GrpcDoor
-    from flashsale.http.door import HttpDoor
     from flashsale.orders.fence import Fence
 
 _log = logging.getLogger(__name__)
 
 
-_GRPC_PAUSE_S = 0.002
-"""Calls over gRPC take this server so long each that hardly two would share a round trip to the store, a third of what
-a call costs; so those share one that come within so many seconds."""
+class _Server(Struct, frozen=True, kw_only=True):
+    """What all workers of a server have in common."""
 
-
-class Ports(Struct, frozen=True, kw_only=True):
-    """Where the doors are."""
-
-    listen: Port
-    http: Port | None
-    """Of its own; None when HTTP is spoken on the first one, or not at all."""
-    grpc: Port | None
-
-    @property
-    def others(self) -> str:
-        """Return what the line that says where the server listens has behind all else."""
-        named = {"HTTP": self.http, "gRPC": self.grpc}
-        return "".join(f", {name}: {port}" for name, port in named.items() if port is not None)
-
-    @property
-    def open_to_others(self) -> list[Port]:
-        """Return those that others reach than this machine."""
-        return [port for port in (self.listen, self.http, self.grpc) if port is not None and not port.is_loopback]
+    config: Config
+    store: Store
+    ports: Ports
+    board: Board
+    """Where they count."""
+    pipe: Pipe | None
+    """Takes what is answered; None when nobody records it."""
 
 
 def serve(config: Config, announce: Callable[[str], None]) -> int:
@@ -118,14 +87,14 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
             for port in ports.open_to_others:
                 _log.warning("listening beyond loopback: whoever reaches %s can buy", port)
 
-        board = Board(config.workers)
-        if config.workers == 1 and not (config.orders or config.record_attempts):
-            uvloop.run(_work(config, store, None, ports, board, 0, ready))
-            return 0
         pipe = Pipe() if config.record_attempts else None
+        server = _Server(config=config, store=store, ports=ports, board=Board(config.workers), pipe=pipe)
+        if config.workers == 1 and not (config.orders or config.record_attempts):
+            uvloop.run(_work(server, 0, ready))
+            return 0
 
         def start(number: int, told: Callable[[], None]) -> None:
-            uvloop.run(_work(config, store, pipe, ports, board, number, told))
+            uvloop.run(_work(server, number, told))
 
         try:
             return supervisor.supervise(
@@ -156,36 +125,15 @@ def _work_beside(config: Config, store: Store, pipe: Pipe | None) -> list[superv
     return beside
 
 
-@asynccontextmanager
-async def _open_fence(config: Config, store: Store) -> AsyncIterator["Fence | None"]:
-    """Give what compares the store with the database; None when no orders go there."""
-    if not config.orders:
-        yield None
-        return
-    async with open_fence(config, store) as fence:
-        yield fence
-
-
-async def _work(
-    config: Config,
-    store: Store,
-    pipe: Pipe | None,
-    ports: Ports,
-    board: Board,
-    number: int,
-    ready: Callable[[], None],
-) -> None:
-    """Serve on these ports until SIGTERM or SIGINT, then drain.
+async def _work(server: _Server, number: int, ready: Callable[[], None]) -> None:
+    """Answer buyers until SIGTERM or SIGINT, then drain.
 
     Args:
-        config: the settings.
-        store: where is sold.
-        pipe: takes what is answered.
-        ports: where the doors are.
-        board: where the workers count.
-        number: this worker's there.
+        server: whose worker it is.
+        number: which of them.
         ready: called once it serves.
     """
+    config, store = server.config, server.store
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
 
@@ -203,18 +151,70 @@ async def _work(
             if stopping.is_set():
                 return
             raise
-    async with _open_fence(config, store) as fence, _open_engine(config, store, fence) as engine:
-        sender = AttemptSender(pipe.sending, size_max=config.attempts_size_max) if pipe is not None else None
-        slot = board.slots[number]
+    async with AsyncExitStack() as stack:
+        fence = await stack.enter_async_context(_open_fence(config, store))
+        engine = await stack.enter_async_context(_open_engine(config, store, fence))
+        slot = server.board.slots[number]
         slot.begin(os.getpid(), time.monotonic())
+        sender = None
+        if server.pipe is not None:
+            sender = AttemptSender(server.pipe.sending, size_max=config.attempts_size_max)
+            stack.push_async_callback(sender.close)
         meter = Meter(slot)
         limits = msgspec.convert(config, Limits, from_attributes=True)
         batcher = Batcher(MeteredEngine(engine, slot), limits, sender, meter)
-        async with _open_sampler(store, board, number) as sampler:
-            sampler.watch({place_of(CONNECTS): lambda: engine.connect_count})
-            await _sell(config, store, batcher, fence, ports, sampler, meter.respond, ready, stopping)
-        if sender is not None:
-            await sender.close()
+        sampler = await stack.enter_async_context(_open_sampler(store, server.board, number))
+        sampler.watch({place_of(CONNECTS): lambda: engine.connect_count})
+        feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
+        stack.push_async_callback(feed.close)
+        calendar = RedisCalendar(store.url)
+        stack.push_async_callback(calendar.close)
+        schedules = RedisSchedules(store.url)
+        stack.push_async_callback(schedules.close)
+        scheduler = Scheduler(
+            schedules, check=fence.check_due if fence else None, compare=fence.check_soon if fence else None
+        )
+        admin = await stack.enter_async_context(open_admin(store))
+        inside = Inside(
+            batcher=batcher,
+            feed=feed,
+            current_sale=scheduler.find,
+            reopen=partial(_reopen, scheduler, admin),
+            sampler=sampler,
+            respond=meter.respond,
+        )
+        doors = Doors(config, server.ports, inside)
+        await scheduler.start()
+        beside = [loop.create_task(work) for work in (Sweeper(calendar, batcher.submit).run(), scheduler.run())]
+        await doors.open()
+        gc.freeze()  # what was made up to here stays; collections need not walk through it while buyers wait
+        ready()
+        await stopping.wait()
+        doors.retire()
+        await asyncio.sleep(config.drain_delay_s)
+        _log.info("draining %d connections", doors.connection_count)
+        for task in beside:
+            task.cancel()
+        await doors.drain(timeout_s=config.drain_timeout_s)
+    _log.info("stopped")
+
+
+async def _reopen(scheduler: Scheduler, admin: Admin, product_id: str | None) -> tuple[str, int]:
+    """Open a product anew, or that of the current sale, or the only one; return which, and its units."""
+    if product_id is None:
+        sale = scheduler.find(None)
+        product_id = sale.product_id if sale is not None else await admin.only_product()
+    return product_id, await admin.reopen(product_id)
+
+
+@asynccontextmanager
+async def _open_fence(config: Config, store: Store) -> AsyncIterator["Fence | None"]:
+    """Give what compares the store with the database; None when no orders go there."""
+    if not config.orders:
+        yield None
+        return
+    async with open_fence(config, store) as fence:
+        yield fence
 
 
 @asynccontextmanager
@@ -252,143 +252,3 @@ async def _open_sampler(store: Store, board: Board, number: int) -> AsyncIterato
         looking.cancel()
         await asyncio.wait({looking})
         await overview.close()
-
-
-def _sources(batcher: Batcher, server: TcpServer, feed: Feed, gate: Gate | None) -> dict[int, Callable[[], float]]:
-    """Return where in its slot a worker writes what is so at the moment, and what that is."""
-    breakers, refused = batcher.breakers, gate.refused_counts if gate is not None else {}
-    return {
-        place_of(BREAKERS, "store"): lambda: breakers.store.state is not State.CLOSED,
-        place_of(BREAKERS, "products"): lambda: breakers.product_count > 0,
-        **{place_of(LIMITED, name): partial(refused.__getitem__, name) for name in refused},
-        place_of(QUEUE): lambda: batcher.waiting_count,
-        place_of(QUEUE_SIZE): lambda: batcher.waiting_size,
-        place_of(CONNECTIONS, "tcp"): lambda: server.count_of("tcp"),
-        place_of(CONNECTIONS, "http"): lambda: server.count_of("http"),
-        place_of(REFUSED): lambda: server.refused_count,
-        place_of(SUBSCRIBERS): lambda: feed.subscriber_count,
-    }
-
-
-async def _sell(
-    config: Config,
-    store: Store,
-    batcher: Batcher,
-    fence: "Fence | None",
-    ports: Ports,
-    sampler: Sampler,
-    respond: Callable[[int], None],
-    ready: Callable[[], None],
-    stopping: asyncio.Event,
-) -> None:
-    """Answer buyers until told to stop, then drain."""
-    asker, draining = Asker(batcher.submit), asyncio.Event()
-    async with AsyncExitStack() as stack:
-        feed = Feed(reading=RedisLedger(store.url), following=RedisLedger(store.url))
-        stack.push_async_callback(feed.close)
-        calendar = RedisCalendar(store.url)
-        stack.push_async_callback(calendar.close)
-        schedules = RedisSchedules(store.url)
-        stack.push_async_callback(schedules.close)
-        admin = await stack.enter_async_context(open_admin(store))
-        scheduler = Scheduler(
-            schedules, check=fence.check_due if fence else None, compare=fence.check_soon if fence else None
-        )
-        gate = make_gate(time.monotonic, user=config.rate_user, client=config.rate_client, routes=config.rate_route)
-        http = None
-        if config.http != "off":
-            http = _open_http(config, asker, feed, scheduler, admin, draining, gate, batcher.record, sampler, respond)
-        pace = Pace(batcher.submit, pause_s=_GRPC_PAUSE_S)
-        grpc_asker = Asker(pace.submit)
-        grpc = None if ports.grpc is None else _open_grpc(config, grpc_asker, feed, gate, batcher.record)
-        limits = msgspec.convert(config, ServerLimits, from_attributes=True)
-        make_http = http.make_session if http else None
-        server = TcpServer(batcher.submit, limits, feed, make_http, gate, batcher.record)
-        sampler.watch(_sources(batcher, server, feed, gate))
-        await scheduler.start()
-        beside = [asyncio.create_task(work) for work in (Sweeper(calendar, batcher.submit).run(), scheduler.run())]
-        try:
-            await server.start(ports.listen.bind(), ports.http.bind() if ports.http else None)
-        except OSError as error:
-            raise ListenError(f"cannot listen on {config.listen}: {error.strerror}") from error
-        if grpc is not None and ports.grpc is not None:
-            await grpc.start(ports.grpc.bind())
-        gc.freeze()  # what was made up to here stays; collections need not walk through it while buyers wait
-        ready()
-        await stopping.wait()
-        draining.set()
-        if grpc is not None:
-            grpc.retire()
-        await asyncio.sleep(config.drain_delay_s)
-        _log.info("draining %d connections", server.connection_count)
-        for task in beside:
-            task.cancel()
-        asker.refuse()
-        pace.flush()
-        grpc_asker.refuse()
-        ends = [server.drain(batcher.drain(), timeout_s=config.drain_timeout_s)]
-        if grpc is not None:
-            ends.append(grpc.drain(batcher.drain(), timeout_s=config.drain_timeout_s))
-        await asyncio.gather(*ends)
-    _log.info("stopped")
-
-
-def _open_http(
-    config: Config,
-    asker: Asker,
-    feed: Feed,
-    scheduler: Scheduler,
-    admin: Admin,
-    draining: asyncio.Event,
-    gate: Gate | None,
-    record: Record,
-    sampler: Sampler,
-    respond: Callable[[int], None],
-) -> "HttpDoor | None":
-    """Return the HTTP door; None when what it is made of is not installed and nobody asked for it by its address.
-
-    Raises:
-        ConfigError: it is not installed, and has an address of its own.
-    """
-    try:
-        from flashsale.http.door import HttpDoor
-        from flashsale.http.services import Services
-    except ModuleNotFoundError as error:
-        if config.http != "shared":
-            raise ConfigError(f"HTTP needs {error.name}: install 'flashsale[http]'") from error
-        _log.warning("HTTP is not spoken here: it needs %s, which 'flashsale[http]' installs", error.name)
-        return None
-
-    async def reopen(product_id: str | None) -> tuple[str, int]:
-        if product_id is None:
-            sale = scheduler.find(None)
-            product_id = sale.product_id if sale is not None else await admin.only_product()
-        return product_id, await admin.reopen(product_id)
-
-    services = Services(
-        ask=asker.ask,
-        feed=feed,
-        current_sale=scheduler.find,
-        reopen=reopen,
-        draining=draining,
-        operator_token=config.operator_token,
-        lottery=config.lottery,
-        gate=gate,
-        proxies=Proxies(config.trusted_proxies or ""),
-        record=record,
-        sampler=sampler,
-        respond=respond,
-    )
-    return HttpDoor(services, body_size_max=config.payload_size_max)
-
-
-def _open_grpc(config: Config, asker: Asker, feed: Feed, gate: Gate | None, record: Record) -> "GrpcDoor":
-    """Return the gRPC door; raise ConfigError when what it is made of is not installed."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what clients do wrong fills no log; read when it is imported
-    try:
-        from flashsale.grpc.door import GrpcDoor, GrpcLimits
-        from flashsale.grpc.rates import Rates
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"gRPC needs {error.name}: install 'flashsale[grpc]'") from error
-    rates = Rates(gate, Proxies(config.trusted_proxies or ""), record) if gate is not None else None
-    return GrpcDoor(asker.ask, feed, msgspec.convert(config, GrpcLimits, from_attributes=True), rates)
