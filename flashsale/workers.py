@@ -116,7 +116,7 @@ async def record(pipe: Pipe, database: Database) -> None:
         await run_until_told(recorder, end_s=_RECORD_END_S)
     finally:
         if recorder.unsettled_count:
-            _log.error("%d attempts are not recorded: the database did not take them", recorder.unsettled_count)
+            _log.error("%d attempts may not be recorded: the database did not say so in time", recorder.unsettled_count)
         await database.close()
 
 

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 
 from flashsale.domain.attempts import KINDS
 from flashsale.domain.sale import Terms
+from flashsale.errors import DatabaseError
 from flashsale.launch import ServerProcess
 from flashsale.orders.database import Database, database_url
 from flashsale.store.admin import Admin
@@ -101,26 +102,50 @@ async def test_the_rows_are_what_a_crowd_was_told(
         habits = Habits(clients=40, seconds=1.5, calls_min=1_000, calls_max=3_000, pause_max_s=0.1, cuts=0)
         crowd = Crowd([server.port], sales, lambda: time.monotonic() * 1e3 + clock_ms, seed=1, habits=habits)
         await crowd.run()
+    database = Database(database_url(url, home))
+    async with asyncio.timeout(PATIENCE_S):
+        while not await first_rows(database):  # noqa: ASYNC110 - the recorder is nice: it comes when others rest
+            await asyncio.sleep(0.1)
     began = time.monotonic()
     assert await asyncio.to_thread(server.stop) == 0  # at once: the last attempts are still on their way
     assert time.monotonic() - began < END_S
     assert not any(map(lives, processes))
-    assert not re.findall(r".*(?:ERROR|Traceback).*", (home / "server.log").read_text())
     calls = [call for call in crowd.recorder.calls if type(call.request) in _NAMES]
     assert all(call.answer is not None for call in calls)
     outcomes = Counter(type(call.answer).__struct_config__.tag for call in calls)
     assert outcomes.keys() >= {"SUCCESS", "HELD", "CANCELLED", "SOLD_OUT", "ITEM_TAKEN", "MISMATCH", "ERROR"}
-    database = Database(database_url(url, home))
     rows = await plain.read_attempts(database)
-    assert await plain.read_dropped(database) == {}
+    dropped = await plain.read_dropped(database)
     await database.close()
-    assert Counter(map(recorded, rows)) == Counter(map(told, calls))
+    missing = Counter(map(told, calls)) - Counter(map(recorded, rows))
+    assert not Counter(map(recorded, rows)) - Counter(map(told, calls))
+    unrecorded_count, uncertain_count = logged_counts(home)
+    assert 0 <= missing.total() - sum(dropped.values()) - unrecorded_count <= uncertain_count
     counted = await asyncio.to_thread(
         run, "attempts", "crowd", "--counts", "--json", "--database", url, environment=environment
     )
-    of_crowd = Counter(type(call.answer).__struct_config__.tag for call in calls if call.request.product_id == "crowd")
-    assert json.loads(counted.stdout) == {"dropped": 0, "counts": dict(of_crowd)}
-    assert counted.stderr == ""
+    of_crowd = Counter(row["outcome"] for row in rows if row["product_id"] == "crowd")
+    assert json.loads(counted.stdout) == {"dropped": sum(dropped.values()), "counts": dict(of_crowd)}
+
+
+async def first_rows(database: Database) -> list[dict[str, Any]]:
+    try:
+        return await plain.read_attempts(database)
+    except DatabaseError:  # there is no table yet
+        return []
+
+
+def logged_counts(home: Path) -> tuple[int, int]:
+    """Return of how many attempts the log says that they are not recorded, and that they may not be.
+
+    Both are 0 unless the recorder had no processor to the end; it says nothing else that is wrong.
+    """
+    counts: Counter[str] = Counter()
+    for line in re.findall(r".*(?:ERROR|Traceback).*", (home / "server.log").read_text()):
+        found = re.search(r"ERROR (\d+) attempts (are|may) not", line)
+        assert found, line
+        counts[found[2]] += int(found[1])
+    return counts["are"], counts["may"]
 
 
 def ask_many(connection: Any, count: int, first: int = 0, name: str = "u") -> Counter[str]:
