@@ -196,6 +196,35 @@ async def test_who_takes_no_responses_is_parted_from_at_last(store_url, product_
         again.cancel()
 
 
+async def test_no_call_fails_because_its_connection_is_old(store_url, monkeypatch):
+    monkeypatch.setattr(door_module, "CONNECTION_AGE_S", 0.2)
+    states = []
+
+    async def ask(request):
+        await asyncio.sleep(0.01)
+        return BUSY
+
+    async def watch(channel):
+        while True:
+            states.append(channel.get_state())
+            await channel.wait_for_state_change(states[-1])
+
+    async def call(orders):
+        while states.count(grpc.ChannelConnectivity.READY) < 4:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await orders.Purchase(PURCHASE, timeout=PATIENCE_S)
+            assert dict(error.value.trailing_metadata() or ()).get("reason") == "busy", error.value
+
+    async with (
+        open_door(store_url, ask) as address,
+        grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as channel,
+    ):
+        watching = asyncio.create_task(watch(channel))
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(call(OrderServiceStub(channel)) for _ in range(20)))
+        watching.cancel()
+
+
 async def test_calls_of_a_server_that_has_failed_are_answered_at_the_end(store_url):
     asked, done = asyncio.Event(), asyncio.Event()
 
