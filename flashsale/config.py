@@ -1,6 +1,7 @@
 """Settings: defaults < TOML file < environment < flags, in one frozen value. Read by app alone."""
 
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -135,11 +136,24 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is told there."""
 
 
+_FIELD = re.compile(r"`\$\.(\w+)`$")  # where msgspec found it
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+_TOKEN = re.compile(r"[!-~]+")
+
+
+def _check_token(value: str) -> None:
+    if not _TOKEN.fullmatch(value):
+        raise InvalidValueError(
+            "it has blanks or letters that a header does not take: `openssl rand -hex 24` makes a good one"
+        )
+
+
 _GRAMMARS: dict[str, Callable[[str], object]] = {
     "rate_user": parse_rate,
     "rate_client": parse_rate,
     "rate_route": parse_route_rates,
     "trusted_proxies": Proxies,
+    "operator_token": _check_token,
 }
 """What reads the settings that say more than one thing."""
 
@@ -197,12 +211,26 @@ def load_config(
     try:
         config = msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"a setting is wrong: {error}") from error
+        raise ConfigError(_what_is_wrong(error, values)) from error
     for name, (low, high) in _RANGES.items():
         if not low <= getattr(config, name) <= high:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be from {low} to {high}")
     _check_grammars(config)
     return config
+
+
+def _what_is_wrong(error: msgspec.ValidationError, values: Mapping[str, Any]) -> str:
+    """Return that as one sentence, without what may be a secret."""
+    found = _FIELD.search(str(error))
+    if found is None:
+        return f"a setting is wrong: {error}"
+    name = found[1]
+    kind = next(field.type for field in structs.fields(Config) if field.name == name)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return f"{name} is {values[name]!r}; it must be one of {', '.join(kind)}"
+    if kind in _KINDS:
+        return f"{name} is {values[name]!r}; it must be {_KINDS[kind]}"
+    return f"{name} must be text"
 
 
 def _check_grammars(config: Config) -> None:

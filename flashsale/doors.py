@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -46,6 +47,14 @@ class Ports(Struct, frozen=True, kw_only=True):
     http: Port | None
     """Of its own; None when HTTP is spoken on the first one, or not at all."""
     grpc: Port | None
+
+    def __post_init__(self) -> None:
+        """Refuse two that are one: the system would send each client to either; raises ListenError."""
+        named = {"--listen": self.listen, "--http": self.http, "--grpc": self.grpc}
+        ports = [(name, port) for name, port in named.items() if port is not None]
+        for (first, one), (second, other) in combinations(ports, 2):
+            if one.overlaps(other):
+                raise ListenError(f"cannot listen on {other} for {second}: {first} is there")
 
     @property
     def others(self) -> str:

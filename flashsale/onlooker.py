@@ -71,7 +71,12 @@ class _Events:
     async def begin(self) -> None:
         """Read what is ahead of the body."""
         async with asyncio.timeout(SILENCE_MAX_S):
-            head = await self._reader.readuntil(b"\r\n\r\n")
+            try:
+                head = await self._reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError as error:
+                if error.partial and not error.partial.startswith(b"HTTP/"[: len(error.partial)]):
+                    raise ValueError("this is not HTTP") from error
+                raise
         status, *lines = head.lower().split(b"\r\n")
         headers = {name.strip(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
         if status.split()[1:2] != [b"200"] or not headers.get(b"content-type", b"").startswith(b"text/event-stream"):

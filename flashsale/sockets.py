@@ -15,6 +15,7 @@ from flashsale.errors import ConfigError, ListenError
 LISTEN_BACKLOG = 65_535
 """Asked for; the kernel cuts it to net.core.somaxconn. With uvloop's default of 100, 10,000 clients at once hang."""
 
+_EVERYWHERE = {"::", "0.0.0.0"}  # noqa: S104 - what the system calls it
 _DESCRIPTORS_KEPT = 64  # for the store, the listeners, files
 _NO_LINGER = struct.pack("ii", 1, 0)
 
@@ -120,12 +121,18 @@ class Port:
         """
         alone = bind(host, port)
         self.host, self.number = host, int(alone.getsockname()[1])
+        self.address = alone.getsockname()[0]
         alone.close()
         self._kept = bind(host, self.number, shared=True)  # never listens
 
     def bind(self) -> socket.socket:
         """Return a socket bound to it, for one worker."""
         return bind(self.host, self.number, shared=True)
+
+    def overlaps(self, other: "Port") -> bool:
+        """Whether clients of the other address may come in here."""
+        addresses = {self.address, other.address}
+        return self.number == other.number and (len(addresses) == 1 or not addresses.isdisjoint(_EVERYWHERE))
 
     @property
     def is_loopback(self) -> bool:

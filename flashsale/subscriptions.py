@@ -63,7 +63,7 @@ class Subscriber(Protocol):
 class FeedLimits(Struct, frozen=True, kw_only=True):
     """The bounds of subscriptions. One beyond them is answered BUSY."""
 
-    connection_count_max: int = 64
+    named_count_max: int = 64
     """Products that one connection subscribes to by name, unless it subscribes to all."""
     cursor_count_max: int = 131_072
     """Products followed for somebody, in a worker: a subscription to all counts once for each."""
@@ -209,7 +209,7 @@ class Subscriptions:
 
     def _has_room(self, listener: Listener, product_id: str) -> bool:
         limits = self._limits
-        if not listener.everything and len(listener.cursors) >= limits.connection_count_max:
+        if not listener.everything and len(listener.cursors) >= limits.named_count_max:
             return False
         if product_id not in self.tails and len(self.tails) >= limits.product_count_max:
             return False

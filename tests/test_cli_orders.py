@@ -194,9 +194,10 @@ def test_an_export_may_be_cut_short_by_its_reader(home: Path, form: str) -> None
 
 
 def test_an_export_wants_to_know_how(home: Path) -> None:
-    result = run("export", "p", "--home", home)
-    assert result.returncode == 2
-    assert "say how: --csv or --jsonl" in result.stderr
+    for forms in [], ["--csv", "--jsonl"]:
+        result = run("export", "p", *forms, "--home", home)
+        assert result.returncode == 2
+        assert "say how: --csv or --jsonl" in result.stderr
 
 
 # Dead letters

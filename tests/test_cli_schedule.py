@@ -85,8 +85,8 @@ def test_other_terms_are_refused_unless_they_are_meant(home: Path) -> None:
     assert refused(run(home, *other), 1) == (
         "Schedule 'hourly' has other terms: --replace changes them from its next sale on\n"
     )
-    first, terms, now = said(run(home, *other, "--replace"))
-    assert (first, terms) == ("✓ Schedule 'hourly' changed", "  5 units every 30m")
+    first, terms, now, *rest = said(run(home, *other, "--replace"))
+    assert (first, terms, rest) == ("✓ Schedule 'hourly' changed", "  5 units every 30m", [])
     assert now.endswith(", 10000 left"), "the sale that goes on has the terms it began with"
     shown = json.loads(run(home, "list", "--json").stdout)["schedules"]
     assert shown == [
@@ -105,6 +105,9 @@ def test_other_terms_are_refused_unless_they_are_meant(home: Path) -> None:
         }
     ]
     assert shown[0]["next_begins_at"] % 3_600 == 0, "not before that sale is over"
+    other = ("add", "hourly", "--every", "168h", "--items", "5", "--replace")
+    *_, then = said(run(home, *other))
+    assert then.startswith("  then none until 2"), "a longer period may begin long after that sale"
 
 
 def test_a_sale_that_is_gone_is_told(home: Path) -> None:

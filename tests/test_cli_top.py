@@ -134,7 +134,7 @@ def test_what_can_be_bought_is_above_what_cannot():
 
 def test_names_from_strangers_are_text():
     products = [ProductView(HOSTILE, 1, 1, 0, 0, "open", 0)]
-    text = "\n".join(shown(seen_after(msgspec.structs.replace(TOLD, products=products)), 120, 40))
+    text = "\n".join(shown(seen_after(msgspec.structs.replace(TOLD, products=products)), 160, 40))
     assert r"[red]x[/red]\x1b[2J" in text
     assert "\x1b" not in text
     assert "\u202e" not in text

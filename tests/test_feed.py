@@ -374,7 +374,7 @@ async def test_all_products_are_heard_those_to_come_too(feed: Feed, books: Books
 
 
 async def test_a_product_of_all_may_be_subscribed_to_from_an_earlier_version(make_feed: MakeFeed, books: Books) -> None:
-    feed = make_feed(connection_count_max=1)
+    feed = make_feed(named_count_max=1)
     for name in ("q", "r"):
         books.open(name, "e")
         books.sell(name, 3)
@@ -553,7 +553,7 @@ async def test_a_page_that_could_not_be_read_is_read_again(feed: Feed, books: Bo
 async def test_beyond_a_bound_it_is_busy(make_feed: MakeFeed, books: Books) -> None:
     for name in ("q", "r", "s"):
         books.open(name, "e")
-    one = Listener(make_feed(connection_count_max=2))
+    one = Listener(make_feed(named_count_max=2))
     assert [type(await one.subscribe(name)) for name in ("p", "q", "p")] == [Subscribed] * 3
     assert await one.subscribe("r") == BUSY
     feed = make_feed(product_count_max=2)

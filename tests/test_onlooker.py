@@ -101,6 +101,7 @@ async def test_a_newer_server_may_tell_more():
         b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n<html>\n\n",
         b"\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n" * 10_000,
+        b'G\0\0\0\x2e{"status":"ERROR","error":"payload too large"}',  # where HTTP is not spoken
         HEAD + b"\r\ndata: {}\n\n",
         HEAD + b"\r\ndata: \xff\n\n",
         HEAD + b"transfer-encoding: chunked\r\n\r\nfive\r\n",

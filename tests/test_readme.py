@@ -472,14 +472,20 @@ def test_problems_of_requests_over_http_are_named():
 
 def test_the_curl_lines_buy(environment, home):
     commands = re.findall(r"^curl (?:.|\\\n)*?[^\\]$", section("HTTP"), re.MULTILINE)
-    assert len(commands) == 3
+    expected = ('"success":true', '"status":"SUCCESS"', '"checkout_code":"', '"purchase_id":"purchase_')
+    assert len(commands) == len(expected) + 1
+    assert call_here(["init", "iphone15", "3", "--home", str(home)], environment).returncode == 0
+    hourly = ["schedule", "add", "hourly", "--every", "1h", "--items", "100", "--numbered", "--home", str(home)]
+    assert call_here(hourly, environment).returncode == 0
+    code = "CHECKOUT_CODE"
     flags = ["--listen", "127.0.0.1:0", "--home", str(home)]
     with ServerProcess(flags, environment=environment, log=subprocess.DEVNULL) as server:
-        assert call_here(["init", "iphone15", "3", "--home", str(home)], environment).returncode == 0
-        for command, expected in zip(commands[:2], ('"success":true', '"status":"SUCCESS"'), strict=True):
-            words = shlex.split(command.replace("\\\n", " ").replace("localhost:8080", f"127.0.0.1:{server.port}"))
+        for command, part in zip(commands[:-1], expected, strict=True):
+            here = command.replace("\\\n", " ").replace("localhost:8080", f"127.0.0.1:{server.port}")
+            words = shlex.split(here.replace("CHECKOUT_CODE", code), comments=True)
             printed = subprocess.run([*words, "-s"], capture_output=True, text=True, check=True, timeout=30).stdout
-            assert expected in printed
+            assert part in printed
+            code = json.loads(printed).get("checkout_code", code)
 
 
 async def test_the_client_example_buys(store_url, environment, capsys):

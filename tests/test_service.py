@@ -16,6 +16,7 @@ from flashsale.launch import ServerProcess
 from flashsale.sockets import tell_ready
 
 UNIT = Path(__file__).parent.parent / "tools" / "flashsale.service"
+README = UNIT.parent.parent / "README.md"
 
 
 class _Keys(configparser.RawConfigParser):
@@ -79,3 +80,10 @@ def test_nobody_is_told_where_nobody_asks(home: Path, caplog: pytest.LogCaptureF
     assert caplog.messages == []
     tell_ready({"NOTIFY_SOCKET": f"{home}/nobody"})
     assert caplog.messages == ["systemd cannot be told that the server is up: No such file or directory"]
+
+
+def test_no_value_of_the_files_that_are_shown_has_a_comment_behind_it() -> None:
+    """To those who read them it would be a part of the value."""
+    lines = [line for line in README.read_text().splitlines() if re.match("[A-Z_]+=", line) and " docker " not in line]
+    assert {line.partition("=")[0] for line in lines} >= {"FLASHSALE_OPERATOR_TOKEN", "LISTEN_ADDR", "DATABASE_URL"}
+    assert [line for line in lines if "#" in line] == []

@@ -60,6 +60,11 @@ def cli() -> None:
     default=None,
     help="Write what buyers ask and are told into the database.  [default: no-record-attempts]",
 )
+@click.option(
+    "--lottery/--no-lottery",
+    default=None,
+    help="Tell one purchase in a hundred over HTTP of a surprise.  [default: lottery]",
+)
 @database_option
 @store_options
 @log_options
@@ -75,7 +80,7 @@ def serve(config: Config) -> None:
         raise SystemExit(code)
 
 
-@cli.command(name="demo")
+@cli.command(name="demo", short_help="Watch 100 units sell out to 2,000 buyers.")
 @click.option("--home", help="Directory of the embedded store.  [env: FLASHSALE_HOME]")
 def demo_command(home: str | None) -> None:
     """Watch 100 units sell out to 2,000 buyers, on a real server and a real store."""
@@ -154,7 +159,7 @@ def main() -> None:
         code = 2
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "flashsale"
-        click.echo(f"{error.format_message()} (see '{where} --help')", err=True)
+        click.echo(f"{' '.join(error.format_message().split())} (see '{where} --help')", err=True)
         code = 2
     except click.ClickException as error:
         click.echo(error.format_message(), err=True)

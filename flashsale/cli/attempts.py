@@ -27,10 +27,15 @@ _COLUMNS = ("at", "outcome", "kind", "quantity", "item_id", "version", "user_id"
 _HEAD = ("time", "outcome", "kind", "units", "item", "version", "user")
 
 
-@click.command()
+@click.command(short_help="List what buyers asked and were told.")
 @product_argument
 @click.option("--user", "user_id", help="Only those of this user.")
-@click.option("--outcome", type=click.Choice(OUTCOMES, case_sensitive=False), help="Only those that ended so.")
+@click.option(
+    "--outcome",
+    metavar="STATUS",
+    type=click.Choice(OUTCOMES, case_sensitive=False),
+    help="Only those that ended so: success, sold_out, held or any other.",
+)
 @click.option("--counts", "as_counts", is_flag=True, help="How many ended how, instead of each.")
 @json_option
 @database_option

@@ -69,7 +69,7 @@ async def _audit(config: Config, admin: Admin, product_ids: tuple[str, ...], *, 
     return ok
 
 
-@click.command()
+@click.command(short_help="Rebuild a product from the database.")
 @product_argument
 @database_option
 @store_options

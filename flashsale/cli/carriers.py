@@ -17,7 +17,7 @@ def _topic_option(**more: Any) -> Callable[[Callable[..., None]], Callable[..., 
     return click.option("--topic", "topic_name", help=f"Its name on the brokers.  [default: {_TOPIC}]", **more)
 
 
-@click.command()
+@click.command(short_help="Publish the ledgers to a topic of Kafka.")
 @click.option("--kafka", "brokers", required=True, metavar=_BROKERS, help="The brokers that have the topic.")
 @_topic_option(default=_TOPIC)
 @store_options
@@ -29,7 +29,7 @@ def relay(config: Config, *, brokers: str, topic_name: str) -> None:
     workers.relay_orders(config, Topic(brokers, topic_name), click.echo)
 
 
-@click.command()
+@click.command(short_help="Move orders into the database.")
 @click.option("--from-kafka", "brokers", metavar=_BROKERS, help="Read them from a topic, where `relay` has put them.")
 @_topic_option()
 @click.option("--group", help=f"Whose members share the topic.  [default: {_GROUP}]")

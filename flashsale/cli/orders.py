@@ -12,6 +12,7 @@ import click
 
 from flashsale import backends
 from flashsale.cli.options import (
+    NUMBER,
     PRODUCT_ID,
     database_option,
     json_option,
@@ -47,9 +48,14 @@ class _OrdersGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_OrdersGroup)
+@click.group(
+    cls=_OrdersGroup, short_help="List the orders in the database.", subcommand_metavar="[ID] | COMMAND [ARGS]..."
+)
 def orders() -> None:
-    """List the orders in the database: `orders [ID] [--user U]`; those of all products without an ID."""
+    """List the orders in the database, those of one product or of all.
+
+    Options are --user USER, --json, --database URL and where the store is: see `flashsale orders list --help`.
+    """
 
 
 @orders.command(name="list", hidden=True)
@@ -95,8 +101,8 @@ def dead(config: Config, *, as_json: bool) -> None:
         click.echo(f"  {printable(row['error'])}")
 
 
-@orders.command()
-@click.argument("number", metavar="NUMBER", type=click.IntRange(min=1))
+@orders.command(short_help="Write a dead letter into its table.")
+@click.argument("number", metavar="NUMBER", type=NUMBER)
 @database_option
 @store_options
 def retry(config: Config, number: int) -> None:
@@ -109,21 +115,21 @@ def retry(config: Config, number: int) -> None:
     click.echo(f"✓ Dead letter {number} is in the database")
 
 
-@click.command()
+@click.command(short_help="Write a product's orders as CSV or JSON lines.")
 @product_argument
-@click.option("--csv", "form", flag_value="csv", help="With a line of the columns' names.")
-@click.option("--jsonl", "form", flag_value="jsonl", help="An object in each line.")
+@click.option("--csv", "as_csv", is_flag=True, help="With a line of the columns' names.")
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="An object in each line.")
 @database_option
 @store_options
-def export(config: Config, product_id: str, *, form: str | None) -> None:
+def export(config: Config, product_id: str, *, as_csv: bool, as_jsonl: bool) -> None:
     """Write a product's orders to the standard output, as --csv or --jsonl."""
     from flashsale.orders import reports
 
-    if form is None:
+    if as_csv == as_jsonl:
         raise click.UsageError("say how: --csv or --jsonl")
 
     async def call(database: "Database") -> None:
-        if form == "csv":
+        if as_csv:
             names = reports.ORDER_COLUMNS
             writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
             writer.writeheader()
@@ -141,7 +147,7 @@ def db() -> None:
     """Look after the database of the orders."""
 
 
-@db.command()
+@db.command(short_help="Make the tables, or bring them up to date.")
 @database_option
 @store_options
 def upgrade(config: Config) -> None:

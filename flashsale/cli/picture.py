@@ -193,7 +193,7 @@ def _stock(products: Iterable[ProductView], width: int, count: int) -> Renderabl
     for product in found[: count if count >= len(found) else max(0, count - 1)]:
         parts = [(_SOLD, "█", product.sold), (_HELD, "▓", product.held), (_LEFT, "░", product.remaining)]
         table.add_row(
-            Text(printable(product.product_id)),
+            Text(_shortened(printable(product.product_id), name_width)),
             _bar([(style, sign, max(0, size)) for style, sign, size in parts], bar_width),
             Text(_number(product.remaining), "bold"),
             _number(product.sold),
@@ -203,6 +203,14 @@ def _stock(products: Iterable[ProductView], width: int, count: int) -> Renderabl
     if count < len(found):
         table.add_row(Text(f"… and {len(found) - max(0, count - 1)} more", _SOFT))
     return table
+
+
+def _shortened(name: str, width: int) -> str:
+    """Return its beginning and its end: sales that come again differ at both."""
+    if len(name) <= width:
+        return name
+    end = width // 2
+    return f"{name[: width - end - 1]}…{name[-end:]}"
 
 
 def _is_for_sale(product: ProductView) -> bool:

@@ -96,6 +96,9 @@ def add(config: Config, name: str, *, replace: bool, **options: Any) -> None:
     if sale is not None:
         how_many = "cannot be sold" if left is None else f"{left} left"
         click.echo(f"  now {sale.product_id} until {show_moment(sale.ends_at)}, {how_many}")
+        next_at = _next_at(wanted, sale, sale.ends_at - 1)
+        if next_at > sale.ends_at:  # its period was another one
+            click.echo(f"  then none until {show_moment(next_at)}")
     for product_id in frozen:
         click.echo(f"  the database knows more of it: flashsale recover {product_id}")
 
@@ -230,7 +233,7 @@ def _next_at(schedule: Schedule, sale: CurrentSale | None, now_s: int) -> int:
     return next_begin(schedule, sale.ends_at - 1)
 
 
-@schedule.command()
+@schedule.command(short_help="Have no more sales opened.")
 @name_argument
 @store_options
 def remove(config: Config, name: str) -> None:

@@ -26,7 +26,7 @@ _RETRY_PAUSE_S = 1.0
 _EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - of a server that listens there
 
 
-@click.command()
+@click.command(short_help="Show a server at work, live.")
 @click.option("--connect", metavar="HOST:PORT", help="Where a server speaks HTTP.  [default: where `serve` would]")
 @click.option("--once", is_flag=True, help="Print one picture and end, as when the output is not a terminal.")
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="A TOML settings file.")

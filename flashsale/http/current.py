@@ -16,6 +16,7 @@ from flashsale.domain.answers import (
     ProductStatus,
     SoldOut,
     Success,
+    Unknown,
 )
 from flashsale.domain.bounds import ITEMS_MAX
 from flashsale.domain.checks import check
@@ -38,6 +39,8 @@ INVALID_ITEM = "invalid item id"
 INVALID_CODE = "invalid or expired checkout code"
 NO_SALE = "no active sale"
 SOLD_OUT = "item sold out"
+UNKNOWN_HOLD = "it is not known whether the item is held; a hold that nobody pays for ends by itself"
+UNKNOWN_PURCHASE = "it is not known whether this was done; ask again with the same code"
 
 LOTTERY_ODDS = 100
 """One purchase in so many is told the surprise."""
@@ -105,6 +108,8 @@ class Current:
         if wrong:
             return refused(Failed(wrong))
         answer = await ask(self._services, scope, request)
+        if isinstance(answer, Unknown) and request.request_id is None:
+            return _UNKNOWN_HOLD
         if isinstance(answer, Held):
             return json_reply(
                 200,
@@ -120,6 +125,8 @@ class Current:
             return _told(400, MISSING_CODE)
         request = Confirm(code)
         answer = Failed(wrong) if (wrong := check(request)) else await ask(self._services, scope, request)
+        if isinstance(answer, Unknown):
+            return _UNKNOWN_PURCHASE
         if not isinstance(answer, Success):
             return refused(answer)
         purchase_id = make_purchase_id(answer.order_id)
@@ -200,5 +207,7 @@ def _told(status: int, message: str, *, retry_after_s: float = 0) -> Reply:
     return json_reply(status, Told(success=False, message=message), retry_after_s=retry_after_s)
 
 
+_UNKNOWN_HOLD = _told(504, UNKNOWN_HOLD, retry_after_s=1)
+_UNKNOWN_PURCHASE = _told(504, UNKNOWN_PURCHASE, retry_after_s=1)
 _FAULTS = {HOLD_NOT_FOUND: INVALID_CODE, ITEM_NOT_FOUND: INVALID_ITEM, "invalid item_id": INVALID_ITEM}
 """What a client got wrong, in its words."""

@@ -23,12 +23,13 @@ class HttpDoor:
         self._config = make_config(Identified(Site(services), hot=HOT))
         self._state = ServerState()
         self._respond = services.respond
+        self._draining = services.draining.is_set
         self._body_size_max = body_size_max
         self._keep_date()
 
     def make_session(self, server: TcpServer) -> HttpSession:
         """Return the protocol of one client."""
-        places = Places(server.admit, server.forget, self._respond)
+        places = Places(server.admit, server.forget, self._respond, self._draining)
         return HttpSession(self._config, self._state, places, body_size_max=self._body_size_max)
 
     def _keep_date(self) -> None:

@@ -13,10 +13,10 @@ from flashsale.domain.answers import (
     ProductStatus,
     Success,
 )
-from flashsale.domain.bounds import USER_ID_SIZE_MAX, HoldSeconds, ItemId, Quantity
+from flashsale.domain.bounds import REQUEST_ID_SIZE_MAX, USER_ID_SIZE_MAX, HoldSeconds, ItemId, Quantity
 from flashsale.domain.checks import check
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
-from flashsale.http.asks import RefusedError, decode, header, read_body, read_to_end, segment
+from flashsale.http.asks import RefusedError, decode, read_body, read_to_end, segment
 from flashsale.http.outcomes import problem_of
 from flashsale.http.rates import ask
 from flashsale.http.replies import Headers, Receive, Reply, Scope, json_reply, problem
@@ -112,14 +112,15 @@ def idempotency_key(scope: Scope) -> str | None:
     """Return the request id that the header Idempotency-Key gives, in quotes or not; None when there is none.
 
     Raises:
-        RefusedError: it is empty, or no ASCII; how long it may be is the request's to say.
+        RefusedError: it is empty, too long or no ASCII, or there are two.
     """
-    value = header(scope, b"idempotency-key")
-    if value is None:
+    values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"idempotency-key"]
+    if not values:
         return None
+    value = values[0] if len(values) == 1 else ""
     if len(value) >= 2 and value[0] == value[-1] == '"':
         value = value[1:-1]
-    if not value or not value.isascii() or not value.isprintable():
+    if not 1 <= len(value) <= REQUEST_ID_SIZE_MAX or not value.isascii() or not value.isprintable():
         raise RefusedError(problem(400, "invalid-field", "invalid Idempotency-Key", more={"field": "Idempotency-Key"}))
     return value
 

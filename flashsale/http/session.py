@@ -67,6 +67,8 @@ class Places(Struct, frozen=True):
     """He is gone."""
     respond: Callable[[int], None] = lambda status: None
     """Counts a response that no application has made."""
+    draining: Callable[[], bool] = lambda: False
+    """Whether the server is about to end: then each answer tells its client to come in anew, elsewhere."""
 
 
 class HttpSession(HttpToolsProtocol):
@@ -167,6 +169,8 @@ class HttpSession(HttpToolsProtocol):
                 self._give_up(BAD_REQUEST)
             self._body_left = body_size
         super().on_headers_complete()
+        if self._places.draining():
+            self.cycle.keep_alive = False
         self.headers = []  # trailers come later, and are no headers of the request
         self._has_cycle = True
         self._unanswered_count += 1

@@ -371,7 +371,7 @@ class Admin:
         """
         found = await self.products()
         if len(found) != 1:
-            raise RefusedError(f"there are {len(found)} products: say which")
+            raise RefusedError(f"there are {len(found)} products: say which" if found else "there is no product")
         return found[0]
 
     async def audited_products(self) -> list[str]:

@@ -81,6 +81,15 @@ def test_a_port_in_use_is_one_clear_line(start_server: StartServer, run_serve: R
             assert one_line(result, 1) == f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
+def test_two_doors_at_one_address_are_one_clear_line(run_serve: RunServe, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    for listen, flag in ("127.0.0.1", "--http"), ("", "--grpc"):
+        other = f"127.0.0.1:{port}"
+        result = run_serve("--listen", f"{listen}:{port}", flag, other, "--home", str(home))
+        assert one_line(result, 1) == f"cannot listen on {other} for {flag}: --listen is there\n"
+
+
 def test_what_cannot_be_is_refused_in_one_line_before_anything_starts(home: Path, run_serve: RunServe) -> None:
     wrong: list[tuple[int, list[str], dict[str, str]]] = [
         (2, ["--listen", "nonsense"], {}),

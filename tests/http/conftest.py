@@ -11,7 +11,7 @@ from flashsale.domain.sale import PLAIN, Terms
 from flashsale.launch import ServerProcess
 from tests.http.client import Http, operate_in
 
-TOKEN = "open sesame"
+TOKEN = "open-sesame"
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,22 @@
 """`/checkout`, `/purchase`, `/stats` and `/items`, as those who used them before know them."""
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from flashsale.domain.answers import UNKNOWN, Answer
 from flashsale.domain.requests import Pause, Resume
-from flashsale.domain.schedules import Schedule
+from flashsale.domain.schedules import CurrentSale, Schedule
 from flashsale.http import current
+from flashsale.http.replies import Reply
 from flashsale.launch import ServerProcess
 from flashsale.store.schedules import RedisSchedules
 from tests.http.client import Http
@@ -53,6 +57,29 @@ def told(answer: Any) -> tuple[int, str]:
 def test_there_may_be_no_sale(http_client: Http) -> None:
     for method, url in (("GET", "/stats?schedule=no-such"), ("POST", "/checkout?user_id=u&id=1&schedule=no-such")):
         assert told(http_client.ask(method, url)) == (404, "no active sale")
+
+
+async def test_whoever_cannot_know_is_told_what_he_can_do() -> None:
+    async def ask(request: Any) -> Answer:
+        return UNKNOWN
+
+    sale = CurrentSale(schedule="s", product_id="p", begins_at=0, ends_at=9, item_count=9, numbered=True)
+    services = SimpleNamespace(ask=ask, gate=None, current_sale=lambda name: sale, lottery=True)
+    endpoints = current.Current(services)  # type: ignore[arg-type]
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request"}
+
+    async def told_at(endpoint: Callable[..., Awaitable[Reply]], query: bytes, *headers: tuple[bytes, bytes]) -> Any:
+        reply = await endpoint({"query_string": query, "headers": headers}, receive)
+        assert reply.status == 504
+        assert (b"retry-after", b"1") in reply.headers
+        return json.loads(reply.body)["message"]
+
+    key = (b"idempotency-key", b"k")
+    assert (await told_at(endpoints.checkout, b"user_id=u&id=1", key)).endswith("ask again with the same id")
+    assert (await told_at(endpoints.checkout, b"user_id=u&id=1")).endswith("a hold that nobody pays for ends by itself")
+    assert (await told_at(endpoints.purchase, b"code=" + b"A" * 22 + b".p")).endswith("ask again with the same code")
 
 
 def test_the_sale_is_told_as_text(http_client: Http, hourly: str, items: Any) -> None:

@@ -46,6 +46,7 @@ def test_a_server_that_ends_says_so_first_and_sells_meanwhile(
     while client.ask("GET", "/readyz").status == 200:
         pass
     refused = client.ask("GET", "/readyz")
+    assert refused.headers["connection"] == "close", "whoever stays would be cut off at the end"
     assert (refused.status, refused.body["type"]) == (503, "urn:flashsale:draining")
     assert client.ask("GET", "/health").status == 503
     assert client.ask("GET", "/livez").status == 200

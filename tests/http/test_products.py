@@ -54,7 +54,16 @@ def test_the_key_makes_repeating_safe(http_client: Http, open_sale: OpenSale, ke
 def test_a_key_that_cannot_be_one_is_refused(http_client: Http, open_sale: OpenSale, key: str) -> None:
     where = url("products", open_sale(3), "purchases")
     answer = http_client.ask("POST", where, {"user_id": "u"}, idempotency_key=key)
-    assert answer.status == 400
+    assert (answer.status, answer.body["field"]) == (400, "Idempotency-Key")
+
+
+def test_one_request_has_one_key(server: ServerProcess, open_sale: OpenSale) -> None:
+    request = f"POST {url('products', open_sale(3), 'purchases')} HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n"
+    with Raw(server.http_port) as raw:
+        raw.send(request.encode() + b'Idempotency-Key: a\r\nIdempotency-Key: b\r\n\r\n{"user_id":"u"}')
+        said = raw.read_until(b"}")
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert b'"field":"Idempotency-Key"' in said
 
 
 def test_a_hold_is_extended_and_confirmed(http_client: Http, open_sale: OpenSale) -> None:
