@@ -1,5 +1,7 @@
 """The database of the orders: where it is, how it is opened and migrated, and what its errors mean."""
 
+import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +26,7 @@ SQLITE_NAME = "orders.db"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TIMEOUT_S = 60.0
+_CLOSE_S = 1.0
 _WAIT_S = 10.0
 """For a lock that somebody else has."""
 _WAL_TRIES, _WAL_PAUSE_S = 100, 0.01
@@ -89,8 +92,13 @@ class Database:
         return self._engine.dialect.name
 
     async def close(self) -> None:
-        """Give up the connections."""
-        await self._engine.dispose()
+        """Give up the connections; without a word to a database that does not answer."""
+        closing = asyncio.create_task(self._engine.dispose())
+        await asyncio.wait({closing}, timeout=_CLOSE_S)
+        if not closing.done():
+            logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # it tells each that is given up
+            closing.cancel()
+            await asyncio.wait({closing}, timeout=_CLOSE_S)
 
     @asynccontextmanager
     async def reading(self, *, one_instant: bool = False) -> AsyncIterator[AsyncConnection]:

@@ -90,8 +90,7 @@ class Fence:
             standings = dict(zip(known, await self._sales.standings(list(known)), strict=True))
             is_lost = bool(names) and store not in names
             others = [name for name, at in standings.items() if at.epoch and at.epoch != known[name][0]]
-            query = sa.select(past_sales).where(past_sales.c.product_id.in_(others))
-            past = {tuple(row) for row in await connection.execute(query)} if others else set()
+            past = await _read_past(connection, others)
         same = {name for name, at in standings.items() if at.epoch == known[name][0] and at.version >= known[name][1]}
         # a store that was set back, or has lost a sale, may have come farther again with other orders
         unsure = same - self._compared if run == self._run else same
@@ -199,6 +198,17 @@ class Fence:
         under_way = {task for task in (self._checking, self._asking) if task is not None}
         if under_way:
             await asyncio.wait(under_way, timeout=_TIMEOUT_S)
+
+
+async def _read_past(connection: AsyncConnection, product_ids: Sequence[str]) -> set[tuple[str, str]]:
+    """Return the earlier sales of products that are known, by their ids and epochs."""
+    found: set[tuple[str, str]] = set()
+    for first in range(0, len(product_ids), NAME_COUNT):
+        is_one = past_sales.c.product_id.in_(product_ids[first : first + NAME_COUNT])
+        found.update(
+            (row.product_id, row.epoch) for row in await connection.execute(sa.select(past_sales).where(is_one))
+        )
+    return found
 
 
 async def _read_rows(connection: AsyncConnection, listed: Sequence[str]) -> dict[str, Any]:

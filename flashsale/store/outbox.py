@@ -150,7 +150,7 @@ class RedisOutbox:
                 pipeline.hmget(keys.key(name, "sale"), "epoch", "version")
                 pipeline.exists(keys.key(name, "stock"))
             told = await pipeline.execute(raise_on_error=False)
-        return [_standing(sale, exists) for sale, exists in zip(told[::2], told[1::2], strict=True)]
+            return [_standing(sale, exists) for sale, exists in zip(told[::2], told[1::2], strict=True)]
 
     async def run_name(self) -> str:
         """Return what is another one each time that the store is started, or that another one stands in its place."""

@@ -59,6 +59,8 @@ class Trimmer:
                 pipeline.hmget(keys.key(name, "sale"), "epoch", "moved", "checkpoint")
             pipeline.time()
             *found, now = await pipeline.execute(raise_on_error=False)
+        if isinstance(now, Exception):
+            raise now
         until_ms = now[0] * 1000 + now[1] / 1000 - self._window.age_s * 1000
         for name, told in zip(names, found, strict=True):
             if isinstance(told, Exception) or told[0] is None:

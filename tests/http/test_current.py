@@ -4,15 +4,17 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
+from zlib import crc32
 
 import pytest
 
-from flashsale.domain.answers import UNKNOWN, Answer
+from flashsale.domain.answers import UNKNOWN, Answer, Success
+from flashsale.domain.ids import OrderRef, make_order_id
 from flashsale.domain.requests import Pause, Resume
 from flashsale.domain.schedules import CurrentSale, Schedule
 from flashsale.http import current
@@ -22,6 +24,7 @@ from flashsale.store.schedules import RedisSchedules
 from tests.http.client import Http
 
 Operate = Callable[[Callable[..., Awaitable[Any]]], Any]
+CODE = b"A" * 22 + b".p"
 HOURLY = Schedule(name="hourly", every_s=3_600, item_count=10_000, limit=10, numbered=True)
 
 
@@ -54,32 +57,44 @@ def told(answer: Any) -> tuple[int, str]:
     return answer.status, answer.body["message"]
 
 
+def is_lucky(purchase_id: str) -> bool:
+    return crc32(purchase_id.encode()) % 100 == 0
+
+
+async def answered_at(
+    name: str, query: bytes, answer: Answer, *, headers: Sequence[tuple[bytes, bytes]] = (), lottery: bool = True
+) -> Reply:
+    """Return what an endpoint makes of an answer."""
+
+    async def ask(request: Any) -> Answer:
+        return answer
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request"}
+
+    sale = CurrentSale(schedule="s", product_id="p", begins_at=0, ends_at=9, item_count=9, numbered=True)
+    services = SimpleNamespace(ask=ask, gate=None, current_sale=lambda name: sale, lottery=lottery)
+    endpoint = getattr(current.Current(services), name)  # type: ignore[arg-type]
+    reply: Reply = await endpoint({"query_string": query, "headers": headers}, receive)
+    return reply
+
+
 def test_there_may_be_no_sale(http_client: Http) -> None:
     for method, url in (("GET", "/stats?schedule=no-such"), ("POST", "/checkout?user_id=u&id=1&schedule=no-such")):
         assert told(http_client.ask(method, url)) == (404, "no active sale")
 
 
 async def test_whoever_cannot_know_is_told_what_he_can_do() -> None:
-    async def ask(request: Any) -> Answer:
-        return UNKNOWN
-
-    sale = CurrentSale(schedule="s", product_id="p", begins_at=0, ends_at=9, item_count=9, numbered=True)
-    services = SimpleNamespace(ask=ask, gate=None, current_sale=lambda name: sale, lottery=True)
-    endpoints = current.Current(services)  # type: ignore[arg-type]
-
-    async def receive() -> dict[str, object]:
-        return {"type": "http.request"}
-
-    async def told_at(endpoint: Callable[..., Awaitable[Reply]], query: bytes, *headers: tuple[bytes, bytes]) -> Any:
-        reply = await endpoint({"query_string": query, "headers": headers}, receive)
+    async def told_at(name: str, query: bytes, *headers: tuple[bytes, bytes]) -> str:
+        reply = await answered_at(name, query, UNKNOWN, headers=headers)
         assert reply.status == 504
         assert (b"retry-after", b"1") in reply.headers
-        return json.loads(reply.body)["message"]
+        return str(json.loads(reply.body)["message"])
 
     key = (b"idempotency-key", b"k")
-    assert (await told_at(endpoints.checkout, b"user_id=u&id=1", key)).endswith("ask again with the same id")
-    assert (await told_at(endpoints.checkout, b"user_id=u&id=1")).endswith("a hold that nobody pays for ends by itself")
-    assert (await told_at(endpoints.purchase, b"code=" + b"A" * 22 + b".p")).endswith("ask again with the same code")
+    assert (await told_at("checkout", b"user_id=u&id=1", key)).endswith("ask again with the same id")
+    assert (await told_at("checkout", b"user_id=u&id=1")).endswith("a hold that nobody pays for ends by itself")
+    assert (await told_at("purchase", b"code=" + CODE)).endswith("ask again with the same code")
 
 
 def test_the_sale_is_told_as_text(http_client: Http, hourly: str, items: Any) -> None:
@@ -174,14 +189,22 @@ def test_what_is_held_can_be_bought_while_nothing_else_can(
 
 
 def test_one_purchase_in_a_hundred_is_told_a_surprise(http_client: Http, hourly: str, items: Any) -> None:
-    surprised = {}
-    for number in range(300):
+    for number in range(100):
         code = http_client.ask("POST", f"/checkout?user_id=lucky-{number}&id={next(items)}").body["checkout_code"]
         body = http_client.ask("POST", f"/purchase?code={code}").body
-        surprised[code] = body.get("surprise")
+        assert body.get("surprise") == (current.SURPRISE if is_lucky(body["purchase_id"]) else None)
         assert http_client.ask("POST", f"/purchase?code={code}").body == body, "the same whenever it is asked"
-    assert set(surprised.values()) == {None, current.SURPRISE}
-    assert 0 < sum(map(bool, surprised.values())) < 15
+
+
+@pytest.mark.parametrize("lottery", [True, False])
+async def test_the_lucky_ones_are_one_in_a_hundred_unless_there_is_no_lottery(*, lottery: bool) -> None:
+    refs = [OrderRef("p", "0000000a", version, 1_900_000_000_000) for version in range(2, 5_002)]
+    lucky = [ref for ref in refs if is_lucky(current.make_purchase_id(make_order_id(ref)))]
+    assert 25 <= len(lucky) <= 75
+    for ref in (lucky[0], next(ref for ref in refs if ref not in lucky)):
+        reply = await answered_at("purchase", b"code=" + CODE, Success(1, make_order_id(ref)), lottery=lottery)
+        told = json.loads(reply.body)
+        assert (reply.status, told.get("surprise")) == (200, current.SURPRISE if lottery and ref in lucky else None)
 
 
 def test_items_have_names_and_pictures(http_client: Http, hourly: str) -> None:

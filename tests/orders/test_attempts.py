@@ -58,7 +58,10 @@ class Counter:
         return [row["user_id"] for row in await plain.read_attempts(self.database)]
 
     async def settled_count(self) -> int:
-        return len(await self.users()) + sum((await plain.read_dropped(self.database)).values())
+        try:
+            return len(await self.users()) + sum((await plain.read_dropped(self.database)).values())
+        except DatabaseError:  # by a connection from before the database was away, which nobody has used since
+            return 0
 
     async def settled(self, count: int) -> None:
         """Wait until so many are written or counted, and nothing is under way."""

@@ -1,7 +1,10 @@
 """The tables are made once, however many make them; whatever a database says is one sentence, without its password."""
 
 import asyncio
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +100,19 @@ async def test_whoever_dies_while_the_tables_are_made_is_followed_by_one_who_mak
         await follower.close()
         steps_max += 1 if dialect == "mariadb" else 8  # others take all back
     assert steps_max > len(metadata.tables)
+
+
+@pytest.mark.parametrize("table", ["products", "orders", "attempts"])
+async def test_tables_of_somebody_else_are_not_touched(make_url: Callable[[], str], table: str) -> None:
+    database = opened(make_url())
+    async with database.writing() as connection:
+        await connection.execute(sa.text(f"CREATE TABLE {table} (id INTEGER, title VARCHAR(9))"))
+    with pytest.raises(DatabaseError, match=r"^[^\n]*(there is a table|already exists)[^\n]*$"):
+        await database.upgrade()
+    async with database.reading() as connection:
+        columns = await connection.run_sync(lambda known: sa.inspect(known).get_columns(table))
+        assert [column["name"] for column in columns] == ["id", "title"]
+    await database.close()
 
 
 async def test_whoever_makes_the_tables_too_long_is_not_joined(
@@ -205,6 +221,28 @@ async def test_a_relative_file_is_one_of_the_working_directory(tmp_path: Path, m
     await database.upgrade()
     await database.close()
     assert (tmp_path / "here.db").exists()
+
+
+async def test_a_database_that_does_not_answer_is_left_without_a_word(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = request.getfixturevalue("postgres")
+    url = server.make_database()
+    database = opened(url)
+    await database.upgrade()
+    name = url.rpartition("/")[2]
+    pids = server.do(f"SELECT pid FROM pg_stat_activity WHERE datname = '{name}'").split()
+    assert pids
+    for pid in pids:
+        os.kill(int(pid), signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        await database.close()
+        assert time.monotonic() - began < 5, "asyncpg alone waits for ever"
+    finally:
+        for pid in pids:
+            os.kill(int(pid), signal.SIGCONT)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
