@@ -80,14 +80,19 @@ def recover(config: Config, product_id: str) -> None:
     units return when their time is over, and sales that were not in the database yet.
     """
 
-    async def call(admin: Admin) -> tuple[Base, Report]:
+    async def call(admin: Admin) -> tuple[Base | None, Report]:
         return await admin.recover(product_id, partial(_read_history, config, product_id))
 
     base, after = with_admin(config, call)
     name = printable(product_id)
-    click.echo(f"✓ {name}: rebuilt as the database knows it up to version {base.counters.version}")
-    standing = sum(not order.refund_version for order in base.orders)
-    click.echo(f"  {standing} orders of {base.counters.sold} units, {len(base.holds)} holds of {base.counters.held}")
+    if base is None:
+        click.echo(f"✓ {name}: nothing of it was lost")
+    else:
+        click.echo(f"✓ {name}: rebuilt as the database knows it up to version {base.counters.version}")
+        standing = sum(not order.refund_version for order in base.orders)
+        click.echo(
+            f"  {standing} orders of {base.counters.sold} units, {len(base.holds)} holds of {base.counters.held}"
+        )
     _show(after, after)
     if not after.ok:
         raise SystemExit(1)

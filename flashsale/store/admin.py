@@ -303,10 +303,10 @@ class Admin:
         """
         return await self._repair(product_id, read_base, [], thaws=False)
 
-    async def recover(self, product_id: str, read_base: ReadBase) -> tuple[Base, Report]:
+    async def recover(self, product_id: str, read_base: ReadBase) -> tuple[Base | None, Report]:
         """Rebuild a product of which the database knows more than this store, and go on selling it.
 
-        Return what the database knew, and what an audit found after that.
+        Return what the database knew, None when it knew nothing more, and what an audit found after that.
 
         Raises:
             RefusedError: the database does not know it either, or its ledger cannot be relied on.
@@ -323,7 +323,7 @@ class Admin:
         ends_at = base.terms.closes_at if base.terms is not None else 0
         if ends_at and is_sale_id(product_id):
             await self.schedules.keep(product_id, ends_at)  # the note was lost with the sale
-        return base, after
+        return base if lost else None, after
 
     async def _repair(
         self, product_id: str, read_base: ReadBase | None, more: list[Command], *, thaws: bool
