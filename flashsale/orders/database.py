@@ -94,11 +94,13 @@ class Database:
     async def close(self) -> None:
         """Give up the connections; without a word to a database that does not answer."""
         closing = asyncio.create_task(self._engine.dispose())
+        done, _ = await asyncio.wait({closing}, timeout=_CLOSE_S)
+        if done:
+            closing.result()
+            return
+        logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # it tells each that is given up
+        closing.cancel()
         await asyncio.wait({closing}, timeout=_CLOSE_S)
-        if not closing.done():
-            logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # it tells each that is given up
-            closing.cancel()
-            await asyncio.wait({closing}, timeout=_CLOSE_S)
 
     @asynccontextmanager
     async def reading(self, *, one_instant: bool = False) -> AsyncIterator[AsyncConnection]:
