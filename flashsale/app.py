@@ -152,7 +152,7 @@ async def _work(server: _Server, number: int, ready: Callable[[], None]) -> None
                 return
             raise
     async with AsyncExitStack() as stack:
-        fence = await stack.enter_async_context(_open_fence(config, store))
+        fence = await stack.enter_async_context(open_fence(config, store)) if config.orders else None
         engine = await stack.enter_async_context(_open_engine(config, store, fence))
         slot = server.board.slots[number]
         slot.begin(os.getpid(), time.monotonic())
@@ -205,16 +205,6 @@ async def _reopen(scheduler: Scheduler, admin: Admin, product_id: str | None) ->
         sale = scheduler.find(None)
         product_id = sale.product_id if sale is not None else await admin.only_product()
     return product_id, await admin.reopen(product_id)
-
-
-@asynccontextmanager
-async def _open_fence(config: Config, store: Store) -> AsyncIterator["Fence | None"]:
-    """Give what compares the store with the database; None when no orders go there."""
-    if not config.orders:
-        yield None
-        return
-    async with open_fence(config, store) as fence:
-        yield fence
 
 
 @asynccontextmanager

@@ -22,8 +22,6 @@ from flashsale.terms import check_stock, parse_duration, parse_moment
 
 T = TypeVar("T")
 
-_NUMBER_LENGTH_MAX = 18  # digits: what a database has for them
-
 
 class Checked(click.ParamType):  # type: ignore[type-arg]  # it takes none before click 8.3
     """An argument checked by a function of the domain."""
@@ -52,12 +50,6 @@ def _check_units(value: str) -> int:
     return units
 
 
-def _check_number(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and 0 < int(value[: _NUMBER_LENGTH_MAX + 1]) < 10**_NUMBER_LENGTH_MAX):
-        raise InvalidValueError(f"'{printable(value)}' is not the number of a dead letter: see `flashsale orders dead`")
-    return int(value)
-
-
 def _check_order_id(value: str) -> str:
     if parse_order_id(value) is None:
         raise InvalidValueError(f"'{printable(value)}' is not an order id: give one as its buyer was told it")
@@ -67,7 +59,6 @@ def _check_order_id(value: str) -> str:
 PRODUCT_ID = Checked("id", check_product_id)
 STOCK = Checked("units", check_stock)
 UNITS = Checked("units", _check_units)
-NUMBER = Checked("number", _check_number)
 ORDER_ID = Checked("order", _check_order_id)
 DURATION = Checked("duration", parse_duration)
 MOMENT = Checked("time", parse_moment)

@@ -12,8 +12,8 @@ import click
 
 from flashsale import backends
 from flashsale.cli.options import (
-    NUMBER,
     PRODUCT_ID,
+    Checked,
     database_option,
     json_option,
     print_json,
@@ -23,13 +23,22 @@ from flashsale.cli.options import (
     store_options,
 )
 from flashsale.config import Config
+from flashsale.errors import InvalidValueError
 
 if TYPE_CHECKING:  # `reports` is imported by the commands that need it, so that the others start in half the time
     from flashsale.orders.database import Database
 
 T = TypeVar("T")
 
+_NUMBER_LENGTH_MAX = 18  # digits: a database has room for as many
 _MOMENTS = {"created_at", "refunded_at", "solved_at"}  # in Unix ms
+
+
+def _check_number(value: str) -> int:
+    digits = value.lstrip("0")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _NUMBER_LENGTH_MAX):
+        raise InvalidValueError(f"'{printable(value)}' is not the number of a dead letter: see `flashsale orders dead`")
+    return int(digits)
 
 
 class _OrdersGroup(click.Group):
@@ -102,7 +111,7 @@ def dead(config: Config, *, as_json: bool) -> None:
 
 
 @orders.command(short_help="Write a dead letter into its table.")
-@click.argument("number", metavar="NUMBER", type=NUMBER)
+@click.argument("number", metavar="NUMBER", type=Checked("number", _check_number))
 @database_option
 @store_options
 def retry(config: Config, number: int) -> None:

@@ -123,11 +123,13 @@ def segment(raw: str) -> str:
 
 
 def header(scope: Scope, wanted: bytes) -> str | None:
-    """Return a header of a request; None when there is none of that name."""
-    for name, value in scope["headers"]:
-        if name == wanted:
-            return str(value.decode("latin-1"))
-    return None
+    """Return a header of a request, of several of one name the first; None when there is none of that name."""
+    return next(iter(headers(scope, wanted)), None)
+
+
+def headers(scope: Scope, wanted: bytes) -> list[str]:
+    """Return all headers of a name."""
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
 
 
 def peer(scope: Scope) -> str:

@@ -7,6 +7,7 @@ from msgspec import Struct
 from flashsale.domain.answers import (
     HOLD_NOT_FOUND,
     ITEM_NOT_FOUND,
+    UNKNOWN,
     Answer,
     Cancelled,
     Expired,
@@ -207,7 +208,8 @@ def _told(status: int, message: str, *, retry_after_s: float = 0) -> Reply:
     return json_reply(status, Told(success=False, message=message), retry_after_s=retry_after_s)
 
 
-_UNKNOWN_HOLD = _told(504, UNKNOWN_HOLD, retry_after_s=1)
-_UNKNOWN_PURCHASE = _told(504, UNKNOWN_PURCHASE, retry_after_s=1)
+_UNKNOWN = refusal_of(UNKNOWN)
+_UNKNOWN_HOLD = _told(_UNKNOWN.status, UNKNOWN_HOLD, retry_after_s=_UNKNOWN.retry_after_s)
+_UNKNOWN_PURCHASE = _told(_UNKNOWN.status, UNKNOWN_PURCHASE, retry_after_s=_UNKNOWN.retry_after_s)
 _FAULTS = {HOLD_NOT_FOUND: INVALID_CODE, ITEM_NOT_FOUND: INVALID_ITEM, "invalid item_id": INVALID_ITEM}
 """What a client got wrong, in its words."""

@@ -16,7 +16,7 @@ from flashsale.domain.answers import (
 from flashsale.domain.bounds import REQUEST_ID_SIZE_MAX, USER_ID_SIZE_MAX, HoldSeconds, ItemId, Quantity
 from flashsale.domain.checks import check
 from flashsale.domain.requests import BuyerRequest, Cancel, Confirm, Extend, GetStatus, Purchase, Reserve
-from flashsale.http.asks import RefusedError, decode, read_body, read_to_end, segment
+from flashsale.http.asks import RefusedError, decode, headers, read_body, read_to_end, segment
 from flashsale.http.outcomes import problem_of
 from flashsale.http.rates import ask
 from flashsale.http.replies import Headers, Receive, Reply, Scope, json_reply, problem
@@ -114,7 +114,7 @@ def idempotency_key(scope: Scope) -> str | None:
     Raises:
         RefusedError: it is empty, too long or no ASCII, or there are two.
     """
-    values = [value.decode("latin-1") for name, value in scope["headers"] if name == b"idempotency-key"]
+    values = headers(scope, b"idempotency-key")
     if not values:
         return None
     value = values[0] if len(values) == 1 else ""

@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from flashsale.domain.answers import Answer, Busy
 from flashsale.domain.requests import BuyerRequest, Subscribe
 from flashsale.gating import refuse
-from flashsale.http.asks import RefusedError, peer
+from flashsale.http.asks import RefusedError, headers, peer
 from flashsale.http.outcomes import problem_of
 from flashsale.http.replies import Scope
 from flashsale.http.services import Services
@@ -37,6 +37,5 @@ def check_rate(services: Services, scope: Scope, request: BuyerRequest | Subscri
 def _refuse(services: Services, scope: Scope, request: BuyerRequest | Subscribe) -> Busy | None:
     if services.gate is None:
         return None
-    forwarded = [value.decode("latin-1") for name, value in scope["headers"] if name == _FORWARDED]
-    client = services.proxies.client_of(peer(scope), forwarded)
+    client = services.proxies.client_of(peer(scope), headers(scope, _FORWARDED))
     return refuse(request, client, services.gate, services.record)

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from flashsale.domain.sale import Standing
 from flashsale.errors import DatabaseError
 from flashsale.orders.database import Database
-from flashsale.orders.tables import NAME_COUNT, RESET, past_sales, products, stores
+from flashsale.orders.tables import RESET, pages, past_sales, products, stores
 
 _TIMEOUT_S = 1.0
 
@@ -203,11 +203,9 @@ class Fence:
 async def _read_past(connection: AsyncConnection, product_ids: Sequence[str]) -> set[tuple[str, str]]:
     """Return the earlier sales of products that are known, by their ids and epochs."""
     found: set[tuple[str, str]] = set()
-    for first in range(0, len(product_ids), NAME_COUNT):
-        is_one = past_sales.c.product_id.in_(product_ids[first : first + NAME_COUNT])
-        found.update(
-            (row.product_id, row.epoch) for row in await connection.execute(sa.select(past_sales).where(is_one))
-        )
+    for some in pages(product_ids):
+        query = sa.select(past_sales).where(past_sales.c.product_id.in_(some))
+        found.update((row.product_id, row.epoch) for row in await connection.execute(query))
     return found
 
 
@@ -218,7 +216,6 @@ async def _read_rows(connection: AsyncConnection, listed: Sequence[str]) -> dict
     """
     query = sa.select(*(products.c[name] for name in ("product_id", "epoch", "version", "changed_at", "state")))
     found = list(await connection.execute(query.where(products.c.state != RESET)))
-    for first in range(0, len(listed), NAME_COUNT):
-        is_listed = products.c.product_id.in_(listed[first : first + NAME_COUNT])
-        found += await connection.execute(query.where(products.c.state == RESET, is_listed))
+    for some in pages(listed):
+        found += await connection.execute(query.where(products.c.state == RESET, products.c.product_id.in_(some)))
     return {row.product_id: row for row in found}

@@ -19,7 +19,7 @@ from flashsale.domain.ids import OrderRef, make_order_id
 from flashsale.domain.sale import Change, Kind, Portion
 from flashsale.errors import LedgerGapError
 from flashsale.orders.inserting import insert
-from flashsale.orders.tables import NAME_COUNT, dead_letters, holds, orders, past_sales, products
+from flashsale.orders.tables import dead_letters, holds, orders, pages, past_sales, products
 
 
 class Rows:
@@ -96,9 +96,9 @@ async def positions(
     """
     names = sorted(product_ids)  # two that lock some of the same wait for each other in turn, not in a circle
     found: dict[str, tuple[str, int]] = {}
-    for first in range(0, len(names), NAME_COUNT):
+    for some in pages(names):
         query = sa.select(products.c.product_id, products.c.epoch, products.c.version)
-        query = query.where(products.c.product_id.in_(names[first : first + NAME_COUNT]))
+        query = query.where(products.c.product_id.in_(some))
         query = query.order_by(products.c.product_id)
         for name, epoch, version in await connection.execute(query.with_for_update() if lock else query):
             found[name] = epoch, version

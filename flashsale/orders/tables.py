@@ -3,6 +3,7 @@
 Every row follows from the ledger alone, but those of dead_letters and of the attempts, which are no part of it.
 """
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,12 +28,19 @@ from flashsale.domain.bounds import ID_SIZE_MAX, REQUEST_ID_SIZE_MAX, USER_ID_SI
 
 ORDER_ID_SIZE_MAX = ID_SIZE_MAX + 64
 """Time, version and epoch stand before the product; 32 is what they have in this century."""
-NAME_COUNT = 1_000
+_NAME_COUNT = 1_000
 """Products in one query: databases take some ten thousand values at most."""
 RESET = "reset"
 """The state of a product that the store has no more, as an operator or a schedule wanted it."""
 MYSQL = ("mysql", "mariadb")
 """Two names for what is one to us."""
+
+
+def pages(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield names in the number that one query takes."""
+    for first in range(0, len(names), _NAME_COUNT):
+        yield names[first : first + _NAME_COUNT]
+
 
 ANY_TEXT: dict[str, Any] = {"mysql_default_charset": "utf8mb4", "mariadb_default_charset": "utf8mb4"}
 """For the texts that are no names: those of MySQL may be of another century."""
